@@ -1,0 +1,1 @@
+"""Errors of a model against labels: metrics, tables, figures."""

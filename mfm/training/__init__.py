@@ -1,0 +1,1 @@
+"""Training: recipes of stages, the loop, weight averages, exact resume."""

@@ -1,0 +1,101 @@
+"""Position within a stage, its budget, and the learning rate that ends with the budget."""
+
+import dataclasses
+import math
+import time
+from typing import Literal
+
+__all__ = ["Budget", "Clock", "learning_rate_factor"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long a stage lasts, counted in one of three ways."""
+
+    kind: Literal["epochs", "steps", "minutes"]
+    amount: float
+
+    def progress(self, clock: "Clock") -> float:
+        """Fraction of the budget that is spent, at least 0; the stage ends at 1."""
+        if self.kind == "epochs":
+            return (clock.epoch + clock.batch / max(clock.batches_in_epoch, 1)) / self.amount
+        if self.kind == "steps":
+            return clock.step / self.amount
+        return clock.seconds() / (60 * self.amount)
+
+
+class Clock:
+    """Counts steps, epochs and seconds of a stage.
+
+    Seconds are processor time on the CPU, so that a budget buys the same training on a busy machine (with several
+    threads they add up), and wall time on other devices.
+
+    Parameters
+    ----------
+    device_type : str
+        ``cpu``, ``cuda`` ...
+    """
+
+    def __init__(self, device_type: str = "cpu") -> None:
+        self.step = 0
+        self.epoch = 0
+        self.batch = 0
+        """Batches of the present epoch that are done."""
+        self.batches_in_epoch = 0
+        self._now = time.process_time if device_type == "cpu" else time.perf_counter
+        self._before = 0.0
+        self._started = self._now()
+
+    def seconds(self) -> float:
+        """Time spent in the stage, over all its restarts, s."""
+        return self._before + self._now() - self._started
+
+    def advance(self, batches_in_epoch: int) -> None:
+        """Count one step in an epoch of so many batches."""
+        self.step += 1
+        self.batch += 1
+        self.batches_in_epoch = batches_in_epoch
+        if self.batch >= batches_in_epoch:
+            self.epoch += 1
+            self.batch = 0
+
+    def state_dict(self) -> dict[str, float]:
+        """Everything that a restart needs."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "batches_in_epoch": self.batches_in_epoch,
+            "seconds": self.seconds(),
+        }
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore what :meth:`state_dict` gave, and count on from now."""
+        self.step = int(state["step"])
+        self.epoch = int(state["epoch"])
+        self.batch = int(state["batch"])
+        self.batches_in_epoch = int(state["batches_in_epoch"])
+        self._before = float(state["seconds"])
+        self._started = self._now()
+
+
+def learning_rate_factor(progress: float, warmup: float) -> float:
+    """Factor on the peak learning rate: linear warm-up, then a cosine to zero at the end of the budget.
+
+    Parameters
+    ----------
+    progress : float
+        Fraction of the budget that is spent.
+    warmup : float
+        Fraction of the budget over which the rate rises.
+
+    Examples
+    --------
+    >>> [round(learning_rate_factor(p, warmup=0.1), 3) for p in (0.05, 0.1, 0.55, 1.0)]
+    [0.5, 1.0, 0.5, 0.0]
+    """
+    if progress < warmup:
+        # not from zero: the first step would be lost
+        return max(progress / warmup, 0.01)
+    rest = min((progress - warmup) / (1 - warmup), 1.0)
+    return 0.5 * (1 + math.cos(math.pi * rest))

@@ -1,6 +1,7 @@
 """Dataset cards: what a dataset is, at which levels, in which units, under which licence."""
 
 import dataclasses
+import gzip
 import hashlib
 import re
 from collections.abc import Mapping
@@ -207,6 +208,13 @@ def load_card(source: str | Path) -> DatasetCard:
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
+    """SHA-256 of a file's content, 64 hexadecimal digits; a gzipped file counts uncompressed."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if file.read(2) != b"\x1f\x8b":
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with gzip.open(path) as compressed:
+        while block := compressed.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -18,6 +18,7 @@ import numpy as np
 
 from mfm.data.card import DatasetCard
 from mfm.data.records import Record
+from mfm.graph import neighbour_list
 from mfm.properties import PROPERTIES, parse_task
 
 __all__ = ["FORMAT", "VERSION", "ColumnBuilder", "Columns", "read_columns", "write_columns"]
@@ -38,6 +39,9 @@ _STRUCTURE_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "structures/molecule": ("<i4", ()),
     "structures/origin": ("<i4", ()),
 }
+
+_CLOSE = 0.5
+"""Å; no two nuclei of a useful label are closer, so only such structures need the exact check."""
 
 Columns = dict[str, np.ndarray]
 """Column name to array; memory maps where the columns lie in a file."""
@@ -160,17 +164,19 @@ class ColumnBuilder:
 
 
 def _check_overlap(record: Record) -> None:
+    # a quick look first: only the structure's own check decides, and words the message
     structure = record.structure
-    if len(structure.atomic_numbers) < 2 and not structure.pbc.any():
-        return
-    if not structure.pbc.any() and len(structure.atomic_numbers) <= 300:
-        x = structure.positions
-        squared = np.square(x[:, None] - x[None]).sum(axis=-1)
+    if structure.pbc.any() or len(structure) > 300:
+        (senders, receivers), shifts = neighbour_list(structure, _CLOSE)
+        vectors = structure.positions[senders] + shifts @ structure.cell - structure.positions[receivers]
+        closest = float(np.square(vectors).sum(axis=1).min(initial=np.inf))
+    else:
+        vectors = structure.positions[:, None] - structure.positions[None]
+        squared = np.square(vectors).sum(axis=-1)
         np.fill_diagonal(squared, np.inf)
-        # the margin leaves the decision, and the message, to the structure's own check
-        if squared.min() > 1.0e-1:
-            return
-    structure.check_distances()
+        closest = float(squared.min())
+    if closest < _CLOSE**2:
+        structure.check_distances()
 
 
 @contextlib.contextmanager

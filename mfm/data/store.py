@@ -69,6 +69,10 @@ class Store:
         """
         return cls(*read_columns(Path(path)), path=Path(path).absolute())
 
+    def with_card(self, card: DatasetCard) -> "Store":
+        """The same records under another card."""
+        return Store(self._columns, self._tables, card, self._selection, self._path)
+
     def write(self, path: str | Path) -> None:
         """Write all records to a file; it appears whole or not at all."""
         write_store(path, self, self.card)
@@ -222,7 +226,7 @@ class Store:
         """
         chosen = np.asarray(indices)
         chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
-        if len(chosen) and not (0 <= chosen.min() and chosen.max() < len(self)):
+        if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
             raise ValueError(f"indices must lie in 0 to {len(self) - 1}, got {chosen.min()} to {chosen.max()}")
         return Store(self._columns, self._tables, self.card, self._selection[chosen], self._path)
 
@@ -310,7 +314,8 @@ def write_store(path: str | Path, records: Iterable[Record], card: DatasetCard) 
         If there is no record, a label's fidelity is not in the card, atoms overlap, or the folder is missing.
     """
     target = Path(path)
-    with tempfile.TemporaryDirectory(prefix=".mfm-store-", dir=target.parent if target.parent.is_dir() else None) as name:
+    folder = target.parent if target.parent.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix=".mfm-store-", dir=folder) as name:
         builder = ColumnBuilder(card, Path(name))
         try:
             for record in records:

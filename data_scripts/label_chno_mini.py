@@ -1,0 +1,46 @@
+"""Label the molecules of a plan (chno_mini.yaml by default) into a labelling store; stop and rerun at any time.
+
+    python data_scripts/label_chno_mini.py --out chno-mini/labels.sqlite --workers 2 --hours 2
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+from mfm.labelling.levels import LEVELS
+from mfm.labelling.plan import interleave, read_plan, sample_all
+from mfm.labelling.run import label
+from mfm.labelling.store import LabelStore
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", type=Path, default=Path(__file__).parent / "chno_mini.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="labelling store; resumed if it exists")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--hours", type=float, default=2.0, help="no label is started after this time")
+    parser.add_argument("--coretype", default="", help="OPENBLAS_CORETYPE of the workers; measure before setting it")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    store = LabelStore(arguments.out)
+    plan = read_plan(arguments.plan)
+    levels = {name: LEVELS[name] for name in (plan.base, plan.top)}
+    if not store.fidelities():
+        for name, level in levels.items():
+            store.add_level(name, level, json.dumps(dataclasses.asdict(level), sort_keys=True))
+        jobs = interleave(plan, sample_all(plan, arguments.workers))
+        added = store.enqueue([(sample, levels[fidelity].identifier) for sample, fidelity in jobs])
+        logging.info("%d labels of %d molecules queued", added, len(plan.molecules))
+    environment = {"OPENBLAS_CORETYPE": arguments.coretype} if arguments.coretype else {}
+    by_identifier = {level.identifier: level for level in levels.values()}
+    summary = label(store, by_identifier, arguments.workers, arguments.hours, environment=environment)
+    logging.info("%d done, %d failed, %d left in %.0f s", *summary)
+    store.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""CCSD(T) at the basis-set limit: Hartree-Fock and MP2 extrapolated, CCSD(T) − MP2 added in a small basis.
+
+    HF:  E_X = E∞ + A exp(−α √X), α = 5.46        MP2: E_X = E∞ + B X^−β, β = 3.05
+
+with the exponents of cc-pV[TQ]Z (Neese and Valeev, J. Chem. Theory Comput. 7, 33 (2011),
+doi:10.1021/ct100396y). Correlation energies are frozen-core throughout. The correction [CCSD(T) − MP2] is
+smooth in the basis, which is what makes a triple-zeta-quality potential affordable: it differs from the same
+correction in cc-pVTZ by at most 0.2 kcal/mol in the geometry differences we tried.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from pyscf import cc, gto, scf
+from pyscf.data.elements import chemcore
+from pyscf.mp import dfmp2, dfump2
+
+from mfm.graph import Structure
+from mfm.labelling.levels import CompositeLevel
+from mfm.labelling.molecule import Labels, build_molecule
+from mfm.units import HARTREE
+
+__all__ = ["CompositeParts", "composite_energy", "label_composite"]
+
+
+class CompositeParts(NamedTuple):
+    """Energies that make up the composite, hartree; MP2 and CCSD(T) are correlation energies."""
+
+    hf_small: float
+    hf_large: float
+    mp2_small: float
+    mp2_large: float
+    mp2_correction: float
+    cc_correction: float
+
+
+def composite_energy(parts: CompositeParts, level: CompositeLevel) -> float:
+    """Composite energy, hartree."""
+    return (
+        parts.hf_large
+        + level.hf_factor * (parts.hf_large - parts.hf_small)
+        + parts.mp2_large
+        + level.mp2_factor * (parts.mp2_large - parts.mp2_small)
+        + parts.cc_correction
+        - parts.mp2_correction
+    )
+
+
+def label_composite(structure: Structure, level: CompositeLevel) -> Labels:
+    """Label one molecule with the composite CCSD(T) energy.
+
+    Returns
+    -------
+    Labels
+        ``energy`` in eV, and flags: ``t1`` and ``d1`` diagnostics, ``max_t2``, HF gap in eV, share of (T) in the
+        correlation energy, ⟨S²⟩ of the reference.
+
+    Raises
+    ------
+    ValueError
+        If a Hartree-Fock or the CCSD iteration does not converge.
+    """
+    hf_small, mp2_small = _fitted(build_molecule(structure, level.small_basis), level)
+    hf_large, mp2_large = _fitted(build_molecule(structure, level.large_basis), level)
+    mp2, coupled, flags = _correction(build_molecule(structure, level.correction_basis), level)
+    parts = CompositeParts(hf_small, hf_large, mp2_small, mp2_large, mp2, coupled)
+    return Labels({"energy": np.float64(composite_energy(parts, level) * HARTREE)}, flags)
+
+
+def _converged(solver: Any, name: str) -> Any:
+    if not solver.converged:
+        raise ValueError(
+            f"{name} in {solver.mol.basis} must converge within {solver.max_cycle} cycles, got none;"
+            " the structure is recorded as failed"
+        )
+    return solver
+
+
+def _hartree_fock(molecule: gto.Mole, level: CompositeLevel) -> Any:
+    solver = (scf.UHF if molecule.spin else scf.RHF)(molecule)
+    solver.conv_tol, solver.max_cycle = level.hf_tolerance, 100
+    return solver
+
+
+def _n_core_orbitals(molecule: gto.Mole) -> int:
+    return int(chemcore(molecule))
+
+
+def _is_correlated(molecule: gto.Mole) -> bool:
+    """Whether at least two electrons are outside the core: a hydrogen atom has no correlation energy."""
+    return molecule.nelectron - 2 * _n_core_orbitals(molecule) >= 2
+
+
+def _fitted(molecule: gto.Mole, level: CompositeLevel) -> tuple[float, float]:
+    """Density-fitted HF energy and frozen-core MP2 correlation energy, hartree."""
+    hartree_fock = _hartree_fock(molecule, level).density_fit(auxbasis=f"{molecule.basis}-jkfit")
+    _converged(hartree_fock.run(), "Hartree-Fock")
+    if not _is_correlated(molecule):
+        return float(hartree_fock.e_tot), 0.0
+    kind = dfump2.DFUMP2 if molecule.spin else dfmp2.DFRMP2
+    perturbation = kind(hartree_fock, frozen=_n_core_orbitals(molecule))
+    perturbation.with_df = perturbation.with_df.__class__(molecule, auxbasis=f"{molecule.basis}-ri")
+    perturbation.kernel(with_t2=False)
+    return float(hartree_fock.e_tot), float(perturbation.e_corr)
+
+
+def _correction(molecule: gto.Mole, level: CompositeLevel) -> tuple[float, float, dict[str, float]]:
+    """Frozen-core MP2 and CCSD(T) correlation energies with exact integrals, hartree, and diagnostics."""
+    guess = _hartree_fock(molecule, level).density_fit(auxbasis=f"{molecule.basis}-jkfit").run()
+    reference = _hartree_fock(molecule, level)
+    reference.kernel(dm0=guess.make_rdm1())
+    _converged(reference, "Hartree-Fock")
+    flags = {"gap": _gap(reference) * HARTREE, "s_squared": float(reference.spin_square()[0])}
+    if not _is_correlated(molecule):
+        return 0.0, 0.0, flags | {"t1": 0.0, "d1": 0.0, "max_t2": 0.0, "triples_share": 0.0}
+    solver = cc.CCSD(reference, frozen=_n_core_orbitals(molecule))
+    solver.conv_tol, solver.max_cycle = level.cc_tolerance, 100
+    solver.kernel()
+    _converged(solver, "CCSD")
+    triples = float(solver.ccsd_t())
+    total = float(solver.e_corr) + triples
+    flags |= _diagnostics(molecule, solver) | {"triples_share": triples / total if total else 0.0}
+    return float(solver.emp2), total, flags
+
+
+def _diagnostics(molecule: gto.Mole, solver: Any) -> dict[str, float]:
+    """T1 (Lee and Taylor 1989), D1 (Janssen and Nielsen 1998) and the largest double amplitude."""
+    singles = solver.t1 if isinstance(solver.t1, tuple) else (solver.t1, solver.t1)
+    doubles = solver.t2 if isinstance(solver.t2, tuple) else (solver.t2,)
+    electrons = molecule.nelectron - 2 * _n_core_orbitals(molecule)
+    square = sum(float((t**2).sum()) for t in singles)
+    return {
+        # per spin channel the sum runs twice over a closed shell: T1 = |t1| / sqrt(N) of the spatial amplitudes
+        "t1": float(np.sqrt(square / (2 * electrons))),
+        "d1": max(float(np.linalg.norm(t, 2)) if t.size else 0.0 for t in singles),
+        "max_t2": max(float(np.abs(t).max()) if t.size else 0.0 for t in doubles),
+    }
+
+
+def _gap(solver: Any) -> float:
+    energies, occupations = np.atleast_2d(solver.mo_energy), np.atleast_2d(solver.mo_occ)
+    gaps = [e[n == 0].min() - e[n > 0].max() for e, n in zip(energies, occupations, strict=True) if (n > 0).any()]
+    return float(min(gaps))

@@ -1,0 +1,127 @@
+"""Molecules from SMILES: canonical names, conformers, and checks on what a geometry must keep."""
+
+import numpy as np
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+
+from mfm.graph import Structure
+
+__all__ = ["canonical_smiles", "conformers", "rotatable_dihedrals"]
+
+
+def _parse(smiles: str) -> Chem.Mol:
+    molecule = Chem.MolFromSmiles(smiles)
+    if molecule is None:
+        raise ValueError(f"SMILES must parse and obey valence rules, got `{smiles}`; check brackets and charges")
+    return Chem.AddHs(molecule)
+
+
+def canonical_smiles(smiles: str) -> str:
+    """Canonical SMILES: the name of a molecule, and the key that data splits group by.
+
+    Raises
+    ------
+    ValueError
+        If RDKit cannot read it.
+
+    Examples
+    --------
+    >>> canonical_smiles("OCC")
+    'CCO'
+    """
+    return str(Chem.MolToSmiles(Chem.RemoveHs(_parse(smiles))))
+
+
+def conformers(smiles: str, n_trials: int, seed: int) -> list[Structure]:
+    """Distinct conformers by ETKDGv3 and MMFF94 (UFF where MMFF94 has no types), lowest energy first.
+
+    Parameters
+    ----------
+    n_trials : int
+        Embeddings tried.
+    seed : int
+        Makes the result reproducible.
+
+    Raises
+    ------
+    ValueError
+        If the SMILES does not parse or no geometry can be embedded.
+    """
+    molecule = _parse(smiles)
+    settings = rdDistGeom.ETKDGv3()
+    settings.randomSeed = seed
+    settings.pruneRmsThresh = 0.3
+    found = list(rdDistGeom.EmbedMultipleConfs(molecule, n_trials, settings))
+    if not found:
+        settings.useRandomCoords = True
+        found = list(rdDistGeom.EmbedMultipleConfs(molecule, n_trials, settings))
+    if not found:
+        raise ValueError(f"`{smiles}` must embed in three dimensions, got no geometry in {n_trials} trials")
+    if rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
+        results = rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(molecule, maxIters=1000)
+    elif rdForceFieldHelpers.UFFHasAllMoleculeParams(molecule):
+        results = rdForceFieldHelpers.UFFOptimizeMoleculeConfs(molecule, maxIters=1000)
+    else:
+        results = [(0, 0.0)] * len(found)
+    numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
+    order = sorted(range(len(found)), key=lambda k: results[k][1])
+    kept: list[Structure] = []
+    fingerprints: list[np.ndarray] = []
+    for k in order:
+        structure = Structure(numbers, molecule.GetConformer(found[k]).GetPositions(), charge=Chem.GetFormalCharge(molecule))
+        print_of = fingerprint(structure)
+        if all(np.abs(print_of - other).max() > 0.05 for other in fingerprints):
+            kept.append(structure)
+            fingerprints.append(print_of)
+    return kept
+
+
+def fingerprint(structure: Structure) -> np.ndarray:
+    """Sorted distances of each kind of atom pair, Å: equal for rotated, reflected and relabelled copies."""
+    numbers = structure.atomic_numbers
+    i, j = np.triu_indices(len(numbers), 1)
+    distances = np.linalg.norm(structure.positions[i] - structure.positions[j], axis=1)
+    kinds = np.minimum(numbers[i], numbers[j]) * 1000 + np.maximum(numbers[i], numbers[j])
+    return distances[np.lexsort((distances, kinds))]
+
+
+def bonds(smiles: str) -> np.ndarray:
+    """Bonded pairs, (n_bonds, 2), in the atom order of :func:`conformers`."""
+    pairs = [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in _parse(smiles).GetBonds()]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def rotatable_dihedrals(smiles: str) -> list[tuple[int, int, int, int]]:
+    """One dihedral (i, j, k, l) per single bond j-k outside rings whose ends both carry further atoms."""
+    molecule = _parse(smiles)
+    found = []
+    for bond in molecule.GetBonds():
+        if bond.GetBondType() != Chem.BondType.SINGLE or bond.IsInRing():
+            continue
+        j, k = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        before = [n.GetIdx() for n in molecule.GetAtomWithIdx(j).GetNeighbors() if n.GetIdx() != k]
+        after = [n.GetIdx() for n in molecule.GetAtomWithIdx(k).GetNeighbors() if n.GetIdx() != j]
+        # a linear centre has one neighbour on the axis: rotating about it changes nothing
+        hybrids = {molecule.GetAtomWithIdx(a).GetHybridization() for a in (j, k)}
+        if before and after and Chem.HybridizationType.SP not in hybrids:
+            found.append((before[0], j, k, after[0]))
+    return found
+
+
+def rotating_group(smiles: str, dihedral: tuple[int, int, int, int]) -> np.ndarray:
+    """Atoms on the far side of the dihedral's axis, those that a rotation moves."""
+    return side_of_bond(smiles, dihedral[1], dihedral[2])
+
+
+def side_of_bond(smiles: str, fixed: int, moving: int) -> np.ndarray:
+    """Atoms reached from `moving` without crossing the bond to `fixed` (all of a ring if it is in one)."""
+    molecule = _parse(smiles)
+    reached, stack = {moving}, [moving]
+    while stack:
+        atom = stack.pop()
+        for neighbour in molecule.GetAtomWithIdx(atom).GetNeighbors():
+            index = neighbour.GetIdx()
+            if index not in reached and {atom, index} != {fixed, moving}:
+                reached.add(index)
+                stack.append(index)
+    return np.array(sorted(reached))

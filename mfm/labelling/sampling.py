@@ -1,0 +1,211 @@
+"""Off-equilibrium geometries on the GFN2-xTB surface: dynamics, normal modes, torsions, stretched bonds.
+
+Every sample keeps the molecule's bonds (none longer than 1.5 times its equilibrium length) and stays below
+an energy cap, so that a closed-shell reference describes it. The same seed gives the same geometries.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+
+import numpy as np
+from ase import units as ase_units
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.optimize import BFGS
+
+from mfm.graph import Structure
+from mfm.labelling import geometries
+from mfm.labelling.levels import TightBindingLevel
+from mfm.labelling.xtb import attach_calculator
+from mfm.units import BOLTZMANN
+
+__all__ = ["Sample", "sample_molecule"]
+
+_STEP_FS = 0.5
+_FRAMES_APART = 200
+"""Steps between frames: 100 fs, after which a bond has forgotten its phase."""
+_SOFTEST = 0.05
+"""eV/Å²; softer modes are treated as this stiff, or their amplitudes would leave the harmonic region."""
+_CAP_PER_ATOM, _CAP = 0.45, 4.0
+"""Highest energy above the minimum that is kept, eV per atom and eV."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A geometry to label."""
+
+    structure: Structure
+    molecule: str
+    """Canonical SMILES."""
+    origin: str
+    """How the geometry was made: ``equilibrium``, ``md600``, ``modes``, ``torsion``, ``bond``."""
+
+
+class _Sampler:
+    """Generators of one molecule, all from one random stream."""
+
+    def __init__(self, smiles: str, seed: int) -> None:
+        self.smiles = geometries.canonical_smiles(smiles)
+        self.random = np.random.default_rng(seed)
+        self.level = TightBindingLevel()
+        found = geometries.conformers(self.smiles, n_trials=10, seed=seed % (2**31))
+        self.minima = [self._relax(structure) for structure in found[:3]]
+        self.minima.sort(key=lambda pair: pair[1])
+        self.lowest, self.minimum_energy = self.minima[0]
+        self.bonds = geometries.bonds(self.smiles)
+        self.dihedrals = geometries.rotatable_dihedrals(self.smiles)
+        self.lengths = self._bond_lengths(self.lowest)
+        self.modes = self._normal_modes() if len(self.lowest) > 1 else None
+
+    def _relax(self, structure: Structure) -> tuple[Structure, float]:
+        atoms = attach_calculator(structure, self.level)
+        BFGS(atoms, logfile=None).run(fmax=0.005, steps=300)
+        return self._of(atoms.positions, structure), float(atoms.get_potential_energy())
+
+    @staticmethod
+    def _of(positions: np.ndarray, like: Structure) -> Structure:
+        # what is stored is what is labelled: the hash, the store and the calculation see the same digits
+        centred = positions - positions.mean(axis=0)
+        return Structure(like.atomic_numbers, np.round(centred, 6), charge=like.charge, multiplicity=like.multiplicity)
+
+    def _bond_lengths(self, structure: Structure) -> np.ndarray:
+        i, j = self.bonds.T
+        return np.linalg.norm(structure.positions[i] - structure.positions[j], axis=1)
+
+    def _normal_modes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Force constants (n_modes,), eV/Å², and mass-weighted modes (n_modes, n_atoms, 3) of the lowest minimum."""
+        atoms = attach_calculator(self.lowest, self.level)
+        start, n_atoms, step = atoms.positions.copy(), len(atoms), 0.005
+        hessian = np.zeros((3 * n_atoms, 3 * n_atoms))
+        for k in range(3 * n_atoms):
+            for sign in (1, -1):
+                moved = start.copy()
+                moved.flat[k] += sign * step
+                atoms.positions = moved
+                hessian[k] -= sign * atoms.get_forces().ravel() / (2 * step)
+        scale = 1 / np.sqrt(np.repeat(atoms.get_masses(), 3))
+        values, vectors = np.linalg.eigh((hessian + hessian.T) / 2 * np.outer(scale, scale))
+        linear = np.linalg.matrix_rank(start - start.mean(axis=0), tol=1e-2) == 1
+        n_rigid = 5 if linear else 6
+        keep = np.argsort(np.abs(values))[n_rigid:]
+        cartesian = (vectors * scale[:, None]).T[keep]
+        norms = np.linalg.norm(cartesian, axis=1)
+        modes = (cartesian / norms[:, None]).reshape(-1, n_atoms, 3)
+        return np.maximum(np.abs(values[keep]) / norms**2, _SOFTEST), modes
+
+    def equilibrium(self) -> Structure:
+        """The lowest minimum, then the others in turn."""
+        structure, _ = self.minima[0]
+        self.minima = [*self.minima[1:], self.minima[0]]
+        return structure
+
+    def dynamics(self, temperature: float) -> Iterator[Structure]:
+        """Frames of Langevin dynamics, 100 fs apart, after 200 fs; restarted from a minimum when a bond breaks."""
+        while True:
+            start, _ = self.minima[int(self.random.integers(len(self.minima)))]
+            atoms = attach_calculator(start, self.level)
+            MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature, rng=self.random)
+            dynamics = Langevin(
+                atoms,
+                _STEP_FS * ase_units.fs,
+                temperature_K=temperature,
+                friction=0.02 / ase_units.fs,
+                rng=self.random,
+                fixcm=False,
+            )
+            dynamics.run(2 * _FRAMES_APART)
+            for _ in range(20):
+                if not self._is_acceptable(atoms.positions):
+                    break
+                yield self._of(atoms.positions, start)
+                dynamics.run(_FRAMES_APART)
+
+    def normal_modes(self) -> Structure:
+        """Displacement along all modes at 300 to 1000 K (Smith et al., Chem. Sci. 8, 3192 (2017))."""
+        constants, modes = self.modes
+        temperature = self.random.uniform(300, 1000)
+        shares = self.random.dirichlet(np.ones(len(constants))) * self.random.uniform()
+        amplitudes = np.sqrt(3 * shares * len(self.lowest) * BOLTZMANN * temperature / constants)
+        amplitudes = np.minimum(amplitudes, 0.5) * self.random.choice([-1.0, 1.0], size=len(constants))
+        return self._of(self.lowest.positions + np.einsum("k,kax->ax", amplitudes, modes), self.lowest)
+
+    def torsion(self) -> Structure:
+        """A minimum with one bond rotated by any angle, and a little noise."""
+        dihedral = self.dihedrals[int(self.random.integers(len(self.dihedrals)))]
+        atoms = self.lowest.to_ase()
+        mask = np.zeros(len(atoms), dtype=int)
+        mask[geometries.rotating_group(self.smiles, dihedral)] = 1
+        atoms.rotate_dihedral(*dihedral, angle=float(self.random.uniform(20, 340)), mask=mask)
+        return self._of(atoms.positions + self.random.normal(scale=0.02, size=(len(atoms), 3)), self.lowest)
+
+    def bond(self) -> Structure:
+        """A minimum with one bond at 0.85 to 1.35 times its length, and a little noise."""
+        i, j = self.bonds[int(self.random.integers(len(self.bonds)))].tolist()
+        positions = self.lowest.positions.copy()
+        moving = geometries.side_of_bond(self.smiles, i, j)
+        if len(moving) == len(positions) or i in moving:
+            moving = np.array([j])
+        positions[moving] += (positions[j] - positions[i]) * self.random.uniform(-0.15, 0.35)
+        return self._of(positions + self.random.normal(scale=0.02, size=positions.shape), self.lowest)
+
+    def _is_acceptable(self, positions: np.ndarray) -> bool:
+        structure = self._of(positions, self.lowest)
+        ratios = self._bond_lengths(structure) / self.lengths
+        if ratios.max(initial=1.0) > 1.5 or ratios.min(initial=1.0) < 0.7:
+            return False
+        atoms = attach_calculator(structure, self.level)
+        excess = float(atoms.get_potential_energy()) - self.minimum_energy
+        return excess < min(_CAP, _CAP_PER_ATOM * len(structure) + 0.5)
+
+
+_PATTERN = ("md600", "modes", "md1000", "torsion", "md300", "modes", "md600", "bond", "md1000", "torsion")
+"""Origins in turn after the equilibrium geometry: 50 % dynamics, 20 % modes, 20 % torsions, 10 % bonds."""
+
+
+def sample_molecule(smiles: str, n_samples: int, seed: int) -> list[Sample]:
+    """Distinct geometries of one molecule, the equilibrium first, then a mixture of origins.
+
+    Parameters
+    ----------
+    seed : int
+        Fixes conformers, velocities and displacements; it also shifts the order of origins, so that molecules
+        with few samples do not all get the same ones.
+
+    Raises
+    ------
+    ValueError
+        If a generator finds no acceptable, distinct geometry in 200 trials.
+    """
+    sampler = _Sampler(smiles, seed)
+    trajectories = {name: sampler.dynamics(float(name[2:])) for name in sorted(set(_PATTERN)) if name.startswith("md")}
+    generators: dict[str, Callable[[], Structure]] = {
+        "modes": sampler.normal_modes,
+        "torsion": sampler.torsion,
+        "bond": sampler.bond,
+    }
+    samples = [Sample(sampler.equilibrium(), sampler.smiles, "equilibrium")]
+    fingerprints = [geometries.fingerprint(samples[0].structure)]
+    shift, n_conformers, trials = seed % len(_PATTERN), len(sampler.minima), 0
+    while len(samples) < n_samples:
+        origin = _PATTERN[(len(samples) - 1 + shift) % len(_PATTERN)]
+        if len(samples) % 8 == 4 and (len(samples) // 8) + 1 < n_conformers:
+            origin = "equilibrium"
+        if origin == "torsion" and not sampler.dihedrals:
+            origin = "modes"
+        if origin == "equilibrium":
+            structure = sampler.equilibrium()
+        elif origin in trajectories:
+            structure = next(trajectories[origin])
+        else:
+            structure = generators[origin]()
+        trials += 1
+        if trials > 200 * n_samples:
+            raise ValueError(f"`{smiles}` must give {n_samples} distinct geometries, got {len(samples)} in {trials} trials")
+        mark = geometries.fingerprint(structure)
+        # the one distance of a diatomic has little room
+        apart = 0.01 if len(structure) > 2 else 0.002
+        if all(np.abs(mark - other).max() > apart for other in fingerprints) and sampler._is_acceptable(structure.positions):
+            samples.append(Sample(structure, sampler.smiles, origin))
+            fingerprints.append(mark)
+    return samples

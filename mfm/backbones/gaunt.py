@@ -1,0 +1,208 @@
+"""Message passing with thin edges, thick nodes, and Gaunt products on a sphere grid.
+
+The density trick of the atomic cluster expansion (Drautz, Phys. Rev. B 99, 014104 (2019)) and the many-body
+messages of MACE (Batatia et al., NeurIPS 2022, arXiv:2206.07697), arranged so that nothing costly lives on
+edges: an edge holds the outer product of a few radial functions and a few channels of the neighbour, and the
+sum over neighbours of that with the harmonics is one batched matrix product over a padded list. Learned mixing,
+products up to four-body, and gating happen on nodes.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mfm.backbones.base import Features
+from mfm.config import Config
+from mfm.graph import AtomicGraph
+from mfm.nn.aggregate import pad_neighbours
+from mfm.nn.embedding import StateEmbedding
+from mfm.nn.geometry import edge_vectors
+from mfm.nn.harmonics import SphericalHarmonics
+from mfm.nn.linear import DegreewiseLinear
+from mfm.nn.products import SphereGrid
+from mfm.nn.radial import BesselBasis
+
+__all__ = ["GauntBackbone", "GauntConfig"]
+
+
+class GauntConfig(Config):
+    """Settings of :class:`GauntBackbone`."""
+
+    name: Literal["gaunt"] = "gaunt"
+    cutoff: float = 5.0
+    """Radius within which atoms exchange messages, Å."""
+    n_layers: int = 2
+    """Message-passing layers."""
+    n_channels: int = 64
+    """Channels per atom and component."""
+    n_product_channels: int = 64
+    """Channels that enter the many-body products."""
+    max_degree: int = 3
+    """Highest degree l of the neighbour density."""
+    equivariant_degree: int = 2
+    """Highest degree l of the features that atoms keep and send."""
+    n_factors: int = 3
+    n_radial: int = 8
+    """Radial functions on an edge."""
+    n_message_channels: int = 16
+    """Scalar channels of a neighbour that travel along an edge."""
+    n_transport_channels: int = 8
+    """Equivariant channels of a neighbour that travel along an edge."""
+
+    def build(self) -> "GauntBackbone":
+        """Make the backbone with fresh weights."""
+        return GauntBackbone(self)
+
+
+class _Edges(NamedTuple):
+    """Geometry of the padded neighbour table."""
+
+    senders: Tensor  # (n_atoms * n_slots,)
+    radial: Tensor  # (n_atoms, n_slots, n_radial)
+    harmonics: Tensor  # (n_atoms, (L+1)^2, n_slots)
+
+
+class _Messages(nn.Module):
+    """Sum over neighbours: A_ilm = Σ_j Y_lm(r̂_ij) W_l [R(r_ij) ⊗ s_j] + W'_l [R(r_ij) ⊗ V_jlm]."""
+
+    def __init__(self, config: GauntConfig, first: bool) -> None:
+        super().__init__()
+        n_out, n_radial, degree = config.n_channels, config.n_radial, config.equivariant_degree
+        self.pad = (config.max_degree + 1) ** 2 - (degree + 1) ** 2
+        self.norm = nn.LayerNorm(config.n_channels)
+        self.squeeze = nn.Linear(config.n_channels, config.n_message_channels, bias=False)
+        self.mix = DegreewiseLinear(n_radial * config.n_message_channels, n_out, config.max_degree)
+        if not first:
+            n_transport = config.n_transport_channels
+            self.squeeze_equivariants = DegreewiseLinear(n_out, n_transport, degree, 1)
+            self.mix_transported = DegreewiseLinear(n_radial * n_transport, n_out, degree, 1)
+            self.keep = DegreewiseLinear(n_out, n_out, degree, 1)
+
+    def forward(
+        self, scalars: Tensor, equivariants: Tensor | None, edges: _Edges, condition: Tensor | None
+    ) -> Tensor:
+        n_atoms, n_slots, _ = edges.radial.shape
+        sent = self.squeeze(self.norm(scalars))
+        sent = sent if condition is None else sent + condition
+        sent = sent.index_select(0, edges.senders).view(n_atoms, n_slots, -1)
+        thin = (edges.radial.unsqueeze(3) * sent.unsqueeze(2)).flatten(2)  # (n_atoms, n_slots, R * D)
+        density = self.mix(torch.bmm(edges.harmonics, thin).transpose(0, 1))  # ((L+1)^2, n_atoms, C)
+        if equivariants is None:
+            return density
+        moved = self.squeeze_equivariants(equivariants)  # ((L+1)^2 - 1, n_atoms, T)
+        n_components, _, n_transport = moved.shape
+        moved = moved.transpose(0, 1).reshape(n_atoms, -1).index_select(0, edges.senders)
+        moved = torch.bmm(edges.radial.transpose(1, 2), moved.view(n_atoms, n_slots, -1))
+        moved = moved.view(n_atoms, -1, n_components, n_transport).permute(2, 0, 1, 3).flatten(2)
+        equivariant_part = self.mix_transported(moved) + self.keep(equivariants)
+        return density + functional.pad(equivariant_part, (0, 0, 0, 0, 1, self.pad))
+
+
+class _ManyBody(nn.Module):
+    """Three- and four-body features: a ⊗ b and a ⊗ b ⊗ c of three mixes of the density, multiplied on the sphere."""
+
+    def __init__(self, config: GauntConfig) -> None:
+        super().__init__()
+        n_in, n_out, degree = config.n_channels, config.n_product_channels, config.max_degree
+        self.factors = nn.ModuleList([DegreewiseLinear(n_in, n_out, degree) for _ in range(config.n_factors)])
+        self.grid = SphereGrid(degree, config.equivariant_degree, order=3)
+
+    def forward(self, density: Tensor) -> Tensor:
+        f = [self.grid.to_grid(factor(density)) for factor in self.factors]
+        pair = f[0] * f[-1]
+        return self.grid.from_grid(torch.cat([pair, pair * f[1 if len(f) > 2 else 0]], dim=2))
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: GauntConfig, first: bool) -> None:
+        super().__init__()
+        n, n_many = config.n_channels, 2 * config.n_product_channels
+        self.degree = config.equivariant_degree
+        self.messages = _Messages(config, first)
+        self.many_body = _ManyBody(config)
+        n_invariants = n + n_many
+        self.gate = nn.Linear(n + n_invariants, 2 * n)
+        self.value = nn.Linear(n_invariants, 2 * n, bias=False)
+        self.update = nn.Linear(2 * n, n, bias=False)
+        self.mix_equivariants = DegreewiseLinear(n_many, n, self.degree, 1)
+        self.equivariant_gates = nn.Linear(2 * n, self.degree * n)
+
+    def forward(
+        self,
+        scalars: Tensor,
+        equivariants: Tensor | None,
+        edges: _Edges,
+        condition: Tensor | None,
+        want_equivariants: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        n_message = self.messages.squeeze.out_features
+        density = self.messages(scalars, equivariants, edges, None if condition is None else condition[:n_message])
+        products = self.many_body(density)
+        invariants = torch.cat([density[0], products[0]], dim=1)
+        gate = self.gate(torch.cat([scalars, invariants], dim=1))
+        gate = gate if condition is None else gate + condition[n_message:]
+        hidden = functional.silu(gate) * self.value(invariants)
+        update = self.update(hidden)
+        if not want_equivariants:
+            return update, None
+        gates = self.equivariant_gates(hidden).view(len(scalars), self.degree, -1).transpose(0, 1)
+        gates = gates.index_select(0, self.mix_equivariants.of_component)
+        mixed = density[1 : (self.degree + 1) ** 2] + self.mix_equivariants(products[1:])
+        return update, mixed * (1.0 + gates)
+
+
+class GauntBackbone(nn.Module):
+    """The backbone described in the module's docstring."""
+
+    def __init__(self, config: GauntConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cutoff = config.cutoff
+        self.n_scalars = config.n_layers * config.n_channels
+        self.embedding = nn.Embedding(119, config.n_channels)
+        self.basis = BesselBasis(config.cutoff, config.n_radial)
+        self.harmonics = SphericalHarmonics(config.max_degree)
+        self.layers = nn.ModuleList([_Layer(config, first=depth == 0) for depth in range(config.n_layers)])
+        self.state = StateEmbedding(config.n_channels)
+        self.condition_shape = (config.n_layers, config.n_message_channels + 2 * config.n_channels)
+        self.register_buffer("average_neighbours", torch.tensor(16.0, dtype=torch.float64), persistent=False)
+
+    def forward(
+        self, graph: AtomicGraph, condition: Tensor | None = None, want_equivariants: bool = False
+    ) -> Features:
+        """Features of every atom.
+
+        Parameters
+        ----------
+        graph : AtomicGraph
+        condition : (n_layers, n_message_channels + 2 n_channels), optional
+            Added to what atoms send and to the gates, zero meaning no condition.
+        want_equivariants : bool
+            Whether the last layer's equivariant features are needed.
+        """
+        edges = self._edges(graph)
+        scalars = self.embedding(graph.atomic_numbers) + self.state(graph)
+        equivariants, updates = None, []
+        for depth, layer in enumerate(self.layers):
+            wanted = want_equivariants or depth < len(self.layers) - 1
+            layer_condition = None if condition is None else condition[depth]
+            update, equivariants = layer(scalars, equivariants, edges, layer_condition, wanted)
+            scalars = scalars + update
+            updates.append(update)
+        return Features(torch.cat(updates, dim=1), equivariants)
+
+    def _edges(self, graph: AtomicGraph) -> _Edges:
+        neighbours = pad_neighbours(graph.edge_index, graph.n_atoms)
+        vectors = edge_vectors(graph)
+        n_table = neighbours.senders.shape[0]
+        if n_table > vectors.shape[0]:
+            # an empty slot points along x at the cutoff, where every radial function is zero
+            empty = vectors.new_tensor([self.cutoff, 0.0, 0.0]).expand(n_table, 3)
+            vectors = empty.index_copy(0, neighbours.slots, vectors)
+        distances = torch.linalg.vector_norm(vectors, dim=1)
+        radial = self.basis(distances) * self.average_neighbours.rsqrt()
+        harmonics = self.harmonics(vectors / distances.unsqueeze(1))
+        shape = (graph.n_atoms, neighbours.n_slots, -1)
+        return _Edges(neighbours.senders, radial.view(shape), harmonics.view(shape).transpose(1, 2))

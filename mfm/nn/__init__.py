@@ -1,0 +1,1 @@
+"""Building blocks: radial functions, harmonics, products, aggregation, perceptrons."""

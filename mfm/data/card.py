@@ -140,7 +140,9 @@ class DatasetCard(Config):
                 )
             unknown = [symbol for symbol in atoms if symbol not in ase.data.atomic_numbers]
             if unknown:
-                raise ValueError(f"`references.{fidelity}` must have chemical symbols as keys, got {', '.join(unknown)}")
+                raise ValueError(
+                    f"`references.{fidelity}` must have chemical symbols as keys, got {', '.join(unknown)}"
+                )
         for task in self.noise_floor:
             parse_task(task)
         subsets = self.subsets

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mfm.data.card import DatasetCard, FileCard, available_cards, file_sha256, load_card
 from mfm.data.columns import FORMAT
+from mfm.data.geometry_index import GeometryIndex
 from mfm.data.readers import READERS, Reader, ReadOptions, Source
 from mfm.data.readers.hdf5 import open_hdf5
 from mfm.data.records import Record
@@ -124,11 +125,11 @@ def merge_stores(stores: Sequence[Store], card: DatasetCard) -> Store:
 
 def _merged(stores: Sequence[Store]) -> Iterator[Record]:
     merged: list[Record] = []
-    places: dict[str, list[int]] = {}
+    index = GeometryIndex()
     for store in stores:
         used: set[int] = set()
         for record in store:
-            candidates = places.setdefault(record.structure.content_hash(), [])
+            candidates = index.find(record.structure)
             fits = [i for i in candidates if i not in used and not merged[i].labels.keys() & record.labels.keys()]
             if fits:
                 have = merged[fits[0]]
@@ -136,7 +137,7 @@ def _merged(stores: Sequence[Store]) -> Iterator[Record]:
                 merged[fits[0]] = Record(have.structure, labels, have.molecule, have.origin, flags)
                 used.add(fits[0])
             else:
-                candidates.append(len(merged))
+                index.add(record.structure, len(merged))
                 used.add(len(merged))
                 merged.append(record)
     return iter(merged)

@@ -79,9 +79,7 @@ def _values(row: AtomsRow) -> dict[str, Any]:
     return values
 
 
-def _references(
-    metadata: dict[str, Any], columns: list[Column], stated: dict[str, str]
-) -> dict[str, dict[str, float]]:
+def _references(metadata: dict[str, Any], columns: list[Column], stated: dict[str, str]) -> dict[str, dict[str, float]]:
     references = {}
     for task, key, _ in columns:
         atoms = metadata.get("atomrefs", {}).get(key.removeprefix("data."), [])

@@ -68,7 +68,9 @@ def read(path: Path, options: ReadOptions) -> Source:
     for task, key, _ in columns:
         stated = {task, parse_task(task).property} & set(options.units)
         if not units[key] and not stated:
-            raise ValueError(f"array `{key}` of `{path.name}` must state its unit in the attribute `units`; pass units=")
+            raise ValueError(
+                f"array `{key}` of `{path.name}` must state its unit in the attribute `units`; pass units="
+            )
     levels = {parse_task(column.task).fidelity: _LEVEL for column in columns}
     return Source(_records(path, columns, options), single_level_card(path, columns, options, levels))
 

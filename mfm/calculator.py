@@ -1,0 +1,205 @@
+"""ASE calculator for mfm models: several levels of theory in one forward pass."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Union
+
+import ase
+import numpy as np
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+if TYPE_CHECKING:
+    import mfm.graph
+    import mfm.model
+
+__all__ = ["MFMCalculator"]
+
+_STATE_IN_INFO = ("charge", "spin", "multiplicity")
+
+
+class MFMCalculator(Calculator):
+    """Energy, forces and stress of a model at one of its fidelities, and the energies at all of them.
+
+    Everything else (cutoff, units, elements, levels of theory) comes from the checkpoint. The total charge and the
+    multiplicity 2S + 1 of a structure come from ``atoms.info["charge"]`` and ``atoms.info["spin"]``; when they
+    change, the results are computed anew.
+
+    After a calculation ``results`` holds ``energy``, ``free_energy`` (the same), ``forces`` and, with a cell that is
+    periodic in all three directions, ``stress`` (Voigt order, ASE's sign), all at the chosen fidelity, and
+    ``energy_<fidelity>`` for every fidelity of the model.
+
+    Parameters
+    ----------
+    model : path or MFMModel
+        A checkpoint, or a model in memory (which is copied).
+    fidelity : str, optional
+        Level of theory to run at. May be left out only if the model has just one.
+    device : str, optional
+        Such as ``cpu``, ``cuda``, ``cuda:1``. By default a CUDA device if there is one.
+    dtype : {"float32", "float64"}, optional
+        Precision of the network, by default the checkpoint's. Total energies are float64 in any case. Use float64
+        for vibrations and tight optimisations.
+    skin : float, Å
+        Neighbours are searched anew when an atom has moved more than half of it. It does not change the results.
+
+    Raises
+    ------
+    ValueError
+        If the fidelity is unknown, or the model has several and none is named.
+    """
+
+    implemented_properties: list[str] = ["energy", "free_energy", "forces", "stress"]
+
+    def __init__(
+        self,
+        model: Union[str, Path, "mfm.model.MFMModel"],
+        fidelity: str | None = None,
+        device: str | None = None,
+        dtype: Literal["float32", "float64"] | None = None,
+        skin: float = 0.5,
+    ) -> None:
+        super().__init__()
+        # torch and torch_geometric take seconds to import: a script pays when it makes a calculator, not before
+        import torch
+
+        from mfm.checkpoint import load_model
+        from mfm.potential import Potential
+
+        if dtype not in (None, "float32", "float64"):
+            raise ValueError(f"`dtype` must be `float32` or `float64`, got `{dtype}`")
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = load_model(model) if isinstance(model, str | Path) else model
+        self._potential = Potential(
+            loaded, torch.device(device), None if dtype is None else getattr(torch, dtype), skin
+        )
+        self._fidelity = self._choose(fidelity)
+
+    def _choose(self, fidelity: str | None) -> str:
+        from mfm.potential import check_fidelity
+
+        known = self.fidelities()
+        if fidelity is not None:
+            return check_fidelity(fidelity, known)
+        if len(known) > 1:
+            raise ValueError(
+                f"the model has several fidelities, name one: `fidelity` must be one of {', '.join(known)}"
+            )
+        return known[0]
+
+    @property
+    def fidelity(self) -> str:
+        """Level of theory of ``energy``, ``forces`` and ``stress``. Set it to switch without loading again."""
+        return self._fidelity
+
+    @fidelity.setter
+    def fidelity(self, name: str) -> None:
+        self._fidelity = self._choose(name)
+        self.reset()
+
+    def fidelities(self) -> list[str]:
+        """Levels of theory that the model has."""
+        return self._potential.fidelities
+
+    def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation, charge and spin in ``atoms.info`` included."""
+        changes: list[str] = super().check_state(atoms, tol=tol)
+        if self.atoms is not None:
+            changes += [key for key in _STATE_IN_INFO if self.atoms.info.get(key) != atoms.info.get(key)]
+        return changes
+
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Fill ``results``; called by ASE.
+
+        Raises
+        ------
+        ValueError
+            If the structure is one the model cannot evaluate.
+        PropertyNotImplementedError
+            If the stress of a structure is asked for that is not periodic in all three directions.
+        """
+        super().calculate(atoms, properties, system_changes)
+        structure = _structure(self._last(None))
+        periodic = bool(structure.pbc.all())
+        if "stress" in properties and not periodic:
+            raise PropertyNotImplementedError(
+                f"stress needs a structure that is periodic in all three directions, got `pbc`"
+                f" {structure.pbc.tolist()} for {structure.formula}"
+            )
+        # energies alone need no backward pass; forces and stress share most of theirs
+        wanted = (self.fidelity,) if {"forces", "stress"} & set(properties) else ()
+        prediction = self._potential.evaluate(structure, forces=wanted, stress=wanted if periodic else ())
+        energy = prediction.energies[self.fidelity]
+        self.results.update({f"energy_{name}": value for name, value in prediction.energies.items()})
+        self.results.update(energy=energy, free_energy=energy)
+        for name in wanted:
+            self.results["forces"] = prediction.forces[name]
+            if periodic:
+                self.results["stress"] = full_3x3_to_voigt_6_stress(prediction.stresses[name])
+
+    def gap(self, high: str, low: str, atoms: ase.Atoms | None = None) -> float:
+        """Energy at one fidelity minus the energy at another, from one forward pass.
+
+        Two levels of theory have different zeros of energy: only differences of gaps, between structures of the same
+        composition, mean something by themselves.
+
+        Parameters
+        ----------
+        high, low : str
+            Fidelities.
+        atoms : ase.Atoms, optional
+            By default the structure of the last calculation.
+
+        Returns
+        -------
+        float, eV
+
+        Raises
+        ------
+        ValueError
+            If a fidelity is unknown, or there is no structure yet.
+        """
+        high, low = self._choose(high), self._choose(low)
+        self.get_property("energy", self._last(atoms))
+        return float(self.results[f"energy_{high}"] - self.results[f"energy_{low}"])
+
+    def forces_gap(self, high: str, low: str, atoms: ase.Atoms | None = None) -> np.ndarray:
+        """Forces at one fidelity minus the forces at another.
+
+        Parameters
+        ----------
+        high, low : str
+            Fidelities.
+        atoms : ase.Atoms, optional
+            By default the structure of the last calculation.
+
+        Returns
+        -------
+        (n_atoms, 3), eV/Å
+
+        Raises
+        ------
+        ValueError
+            If a fidelity is unknown, or there is no structure yet.
+        """
+        high, low = self._choose(high), self._choose(low)
+        forces = self._potential.evaluate(_structure(self._last(atoms)), forces=(high, low)).forces
+        return forces[high] - forces[low]
+
+    def _last(self, atoms: ase.Atoms | None) -> ase.Atoms:
+        chosen: ase.Atoms | None = self.atoms if atoms is None else atoms
+        if chosen is None:
+            raise ValueError("there is no structure yet: pass `atoms`, or compute an energy first")
+        return chosen
+
+
+def _structure(atoms: ase.Atoms) -> "mfm.graph.Structure":
+    from mfm.graph import Structure
+
+    return Structure.from_ase(atoms)

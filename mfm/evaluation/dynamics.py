@@ -1,0 +1,237 @@
+"""Molecular dynamics as a test of a potential: conservation of energy, growth of memory.
+
+A potential whose forces are not the gradient of its energy, or whose neighbours appear with a jump, can have small
+errors on a test set and still heat up or cool down. The drift of the total energy shows it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import ase
+import numpy as np
+import psutil
+from ase.io import Trajectory
+from ase.md.langevin import Langevin
+from ase.md.md import MolecularDynamics
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.verlet import VelocityVerlet
+from ase.units import fs
+from tqdm import tqdm
+
+__all__ = ["Drift", "Run", "energy_drift", "measure_drift", "measure_memory", "run_dynamics", "thermalise"]
+
+_FRICTION = 0.01
+"""1/fs; couples a small molecule to 300 K within a few hundred fs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a molecular dynamics run recorded."""
+
+    times: np.ndarray
+    """(n_samples,), fs."""
+    potential_energies: np.ndarray
+    """(n_samples,), eV."""
+    total_energies: np.ndarray
+    """(n_samples,), eV."""
+    temperatures: np.ndarray
+    """(n_samples,), K."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drift:
+    """Conservation of energy in an NVE run."""
+
+    drift: float
+    """Slope of a straight line through total energy per atom against time, eV/atom/ps."""
+    fluctuation: float
+    """Root mean square of the total energy per atom about that line, eV/atom."""
+    temperature: float
+    """Mean temperature, K."""
+    duration: float
+    """ps."""
+
+
+def thermalise(atoms: ase.Atoms, temperature: float, seed: int) -> None:
+    """Give the atoms velocities of a temperature, without net momentum or, for a molecule, rotation.
+
+    Parameters
+    ----------
+    temperature : float, K
+    """
+    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=np.random.default_rng(seed))
+    Stationary(atoms)
+    if not atoms.pbc.any() and len(atoms) > 1:
+        ZeroRotation(atoms)
+
+
+def run_dynamics(
+    atoms: ase.Atoms,
+    n_steps: int,
+    timestep: float = 0.5,
+    temperature: float | None = None,
+    seed: int = 0,
+    every: int = 10,
+    trajectory: Path | None = None,
+    progress: str | None = None,
+) -> Run:
+    """Run molecular dynamics in place, starting from the velocities the atoms have.
+
+    Parameters
+    ----------
+    n_steps : int
+    timestep : float, fs
+    temperature : float, K, optional
+        With it a Langevin thermostat (NVT), without it constant energy (NVE, velocity Verlet).
+    seed : int
+        Seed of the thermostat's noise.
+    every : int
+        Steps between two samples.
+    trajectory : path, optional
+        ASE trajectory to write the samples to.
+    progress : str, optional
+        Title of a progress bar; without it none is shown.
+
+    Returns
+    -------
+    Run
+        Samples, the first one before the first step.
+
+    Raises
+    ------
+    ValueError
+        If `n_steps`, `timestep` or `every` is not positive.
+    """
+    if min(n_steps, timestep, every) <= 0:
+        raise ValueError(f"steps must be positive, got `n_steps` {n_steps}, `timestep` {timestep} fs, `every` {every}")
+    integrator: MolecularDynamics
+    if temperature is None:
+        integrator = VelocityVerlet(atoms, timestep * fs)
+    else:
+        integrator = Langevin(
+            atoms,
+            timestep * fs,
+            temperature_K=temperature,
+            friction=_FRICTION / fs,
+            rng=np.random.default_rng(seed),
+        )
+    samples: list[tuple[float, float, float, float]] = []
+
+    def sample() -> None:
+        potential, kinetic = float(atoms.get_potential_energy()), float(atoms.get_kinetic_energy())
+        samples.append((integrator.nsteps * timestep, potential, potential + kinetic, float(atoms.get_temperature())))
+
+    integrator.attach(sample, interval=every)
+    if trajectory is not None:
+        writer = Trajectory(str(trajectory), "w", atoms)
+        integrator.attach(writer.write, interval=every)
+    with tqdm(total=n_steps, desc=progress, unit="step", disable=progress is None, mininterval=1.0) as bar:
+        if progress is not None:
+            integrator.attach(lambda: bar.update(integrator.nsteps - bar.n), interval=every)
+        integrator.run(n_steps)
+        bar.update(n_steps - bar.n)
+    if trajectory is not None:
+        writer.close()
+    return Run(*(np.array(column) for column in zip(*samples, strict=True)))
+
+
+def measure_drift(
+    atoms: ase.Atoms,
+    duration: float = 10.0,
+    timestep: float = 0.5,
+    temperature: float = 300.0,
+    equilibration: float = 1.0,
+    seed: int = 0,
+    progress: str | None = None,
+) -> Drift:
+    """Drift of the total energy at constant energy, after a thermostatted start.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        With a calculator; moved in place. A relaxed structure is the best start.
+    duration, equilibration : float, ps
+        Of the NVE run that is measured and of the Langevin run before it.
+    timestep : float, fs
+        0.5 fs resolves bonds to hydrogen.
+    temperature : float, K
+    progress : str, optional
+        Title of a progress bar.
+
+    Returns
+    -------
+    Drift
+    """
+    thermalise(atoms, temperature, seed)
+    if equilibration > 0:
+        run_dynamics(atoms, round(1000 * equilibration / timestep), timestep, temperature, seed=seed)
+        Stationary(atoms)
+        if not atoms.pbc.any() and len(atoms) > 1:
+            ZeroRotation(atoms)
+    run = run_dynamics(atoms, round(1000 * duration / timestep), timestep, progress=progress)
+    return energy_drift(run, len(atoms))
+
+
+def energy_drift(run: Run, n_atoms: int) -> Drift:
+    """Straight line through the total energy of an NVE run.
+
+    Raises
+    ------
+    ValueError
+        If the run has fewer than three samples.
+    """
+    if len(run.times) < 3:
+        raise ValueError(f"a drift needs at least 3 samples, got {len(run.times)}; run longer or sample more often")
+    times = run.times / 1000.0
+    per_atom = (run.total_energies - run.total_energies[0]) / n_atoms
+    slope, intercept = np.polyfit(times, per_atom, 1)
+    residual = per_atom - (slope * times + intercept)
+    return Drift(
+        drift=float(slope),
+        fluctuation=float(np.sqrt(np.mean(residual**2))),
+        temperature=float(run.temperatures.mean()),
+        duration=float(times[-1] - times[0]),
+    )
+
+
+def measure_memory(work: Callable[[], object], n_calls: int, n_samples: int = 20, warm_up: float = 0.25) -> float:
+    """Growth of this process's memory while something is done again and again.
+
+    The first part of the calls is left out: allocators and caches fill there, which is no leak.
+
+    Parameters
+    ----------
+    work : callable
+        One step, for instance ``lambda: dynamics.run(100)``.
+    n_calls : int
+    n_samples : int
+        Measurements, evenly spread over the calls.
+    warm_up : float
+        Fraction of the calls before the first measurement.
+
+    Returns
+    -------
+    float, MB
+        Median of the last quarter of the measurements minus median of the first quarter.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer calls than measurements.
+    """
+    first = int(n_calls * warm_up)
+    if n_samples < 4 or n_calls - first < n_samples:
+        raise ValueError(
+            f"`n_samples` must be at least 4 and at most the number of calls after the warm-up, {n_calls - first},"
+            f" got {n_samples}"
+        )
+    process = psutil.Process()
+    marks = set(np.linspace(first, n_calls - 1, n_samples).astype(int).tolist())
+    sizes = []
+    for call in range(n_calls):
+        work()
+        if call in marks:
+            sizes.append(process.memory_info().rss / 1e6)
+    quarter = max(1, n_samples // 4)
+    return float(np.median(sizes[-quarter:]) - np.median(sizes[:quarter]))

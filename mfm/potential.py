@@ -1,0 +1,154 @@
+"""A model made ready for molecular dynamics: one structure in, every fidelity out, neighbours reused."""
+
+import copy
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import vesin
+
+from mfm.graph import Structure, build_graph
+from mfm.model import MFMModel
+
+__all__ = ["Potential", "Prediction", "SkinNeighbours", "check_fidelity"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model says about one structure."""
+
+    energies: Mapping[str, float]
+    """Total energy of every fidelity, eV, float64."""
+    forces: Mapping[str, np.ndarray]
+    """(n_atoms, 3), eV/Å, of the fidelities asked for."""
+    stresses: Mapping[str, np.ndarray]
+    """(3, 3), eV/Å^3, of the fidelities asked for, if the structure is periodic in all three directions."""
+
+
+def check_fidelity(name: str, known: Sequence[str]) -> str:
+    """The name, if the model has that fidelity.
+
+    Raises
+    ------
+    ValueError
+        If it has not; the message lists those it has.
+    """
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    raise ValueError(f"`fidelity` must be one of {', '.join(known)}, got `{name}`{hint}")
+
+
+class SkinNeighbours:
+    """Neighbour list that is searched anew only when an atom has moved more than half the skin.
+
+    The list returned is exact at every step: pairs in the skin are filtered out. It is also renewed when the cell,
+    the periodicity or the number of atoms change.
+
+    Parameters
+    ----------
+    cutoff : float, Å
+    skin : float, Å
+        0 searches at every step.
+
+    Raises
+    ------
+    ValueError
+        If `skin` is negative.
+    """
+
+    def __init__(self, cutoff: float, skin: float = 0.5) -> None:
+        if skin < 0:
+            raise ValueError(f"`skin` must be 0 Å or more, got {skin}; 0 searches the neighbours at every step")
+        self.cutoff = cutoff
+        self.skin = skin
+        self._search: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the search lives in C memory: a copy starts without it and makes its own
+        return {**self.__dict__, "_search": None}
+
+    def __call__(self, structure: Structure) -> tuple[np.ndarray, np.ndarray]:
+        """Edges and lattice translations, as :func:`mfm.graph.neighbour_list` returns them.
+
+        Returns
+        -------
+        edge_index : (2, n_edges), int64
+            Senders, receivers; sorted by receiver.
+        unit_shifts : (n_edges, 3), int64
+        """
+        if self._search is None:
+            self._search = vesin.NeighborList(cutoff=self.cutoff, full_list=True, sorted=True, skin=self.skin)
+        receivers, senders, shifts = self._search.compute(
+            points=structure.positions,
+            # a vector that does not repeat must not reach the search, as in `neighbour_list`
+            box=np.where(structure.pbc[:, None], structure.cell, 0.0),
+            periodic=structure.pbc,
+            quantities="ijS",
+        )
+        return np.stack([senders, receivers]).astype(np.int64), shifts.astype(np.int64)
+
+
+class Potential:
+    """Energies, forces and stress of single structures.
+
+    Parameters
+    ----------
+    model : MFMModel
+        Copied, so that later training does not change the potential.
+    device : torch.device
+    dtype : torch.dtype, optional
+        Precision of the network; energies are float64 in any case. None keeps the model's.
+    skin : float, Å
+        See :class:`SkinNeighbours`.
+    """
+
+    def __init__(
+        self, model: MFMModel, device: torch.device, dtype: torch.dtype | None = None, skin: float = 0.5
+    ) -> None:
+        self.model = copy.deepcopy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.device = device
+        self.neighbours = SkinNeighbours(model.cutoff, skin)
+
+    @property
+    def fidelities(self) -> list[str]:
+        """Fidelities of the model."""
+        return list(self.model.fidelities)
+
+    def evaluate(self, structure: Structure, forces: Sequence[str] = (), stress: Sequence[str] = ()) -> Prediction:
+        """Energies of all fidelities from one forward pass; derivatives of those named.
+
+        Parameters
+        ----------
+        forces, stress : sequence of str
+            Fidelities whose forces and stress to compute. Each costs a backward pass.
+
+        Raises
+        ------
+        ValueError
+            If the structure holds an element, charge or multiplicity that the training data did not, or a stress is
+            asked for without a cell that repeats in all three directions.
+        """
+        self.model.domain.check(structure)
+        if stress and not structure.pbc.all():
+            raise ValueError(
+                f"stress needs a structure that is periodic in all three directions, got `pbc` {structure.pbc.tolist()}"
+                f" for {structure.formula}"
+            )
+        graph = build_graph(
+            structure, self.model.cutoff, dtype=self.model.dtype, neighbours=self.neighbours(structure)
+        ).to(self.device)
+        tasks = [f"energy_{fidelity}" for fidelity in self.fidelities]
+        derivatives = [f"forces_{fidelity}" for fidelity in forces] + [f"stress_{fidelity}" for fidelity in stress]
+        with torch.set_grad_enabled(bool(derivatives)):
+            outputs = self.model.predict(graph, tasks=tasks, derivatives=derivatives)
+        values = {name: value.detach().cpu().double().numpy() for name, value in outputs.items()}
+        return Prediction(
+            energies={fidelity: float(values[f"energy_{fidelity}"][0]) for fidelity in self.fidelities},
+            forces={fidelity: values[f"forces_{fidelity}"] for fidelity in forces},
+            stresses={fidelity: values[f"stress_{fidelity}"][0] for fidelity in stress},
+        )

@@ -135,9 +135,8 @@ class DatasetCard(Config):
     def _is_consistent(self) -> "DatasetCard":
         for fidelity, atoms in self.references.items():
             if fidelity not in self.levels:
-                raise ValueError(
-                    f"`references` must name fidelities of `levels` ({', '.join(self.levels) or 'none'}), got `{fidelity}`"
-                )
+                known = ", ".join(self.levels) or "none"
+                raise ValueError(f"`references` must name fidelities of `levels` ({known}), got `{fidelity}`")
             unknown = [symbol for symbol in atoms if symbol not in ase.data.atomic_numbers]
             if unknown:
                 raise ValueError(
@@ -203,9 +202,8 @@ def load_card(source: str | Path) -> DatasetCard:
     if path.suffix not in (".yaml", ".yml"):
         path = CARD_FOLDER / f"{source}.yaml"
         if not path.is_file():
-            raise ValueError(
-                f"card must be a path ending in .yaml or one of {', '.join(available_cards()) or '(none)'}, got `{source}`"
-            )
+            known = ", ".join(available_cards()) or "(none)"
+            raise ValueError(f"card must be a path ending in .yaml or one of {known}, got `{source}`")
     return validate(DatasetCard, read_yaml(path), source=f"card `{path.name}`")
 
 

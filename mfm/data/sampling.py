@@ -124,7 +124,7 @@ class AtomBudgetBatchSampler(Sampler[list[int]]):
             self.epoch, self.position = epoch, 0
 
     def plan(self) -> list[list[int]]:
-        """Batches of all ranks in this epoch, in order; rank r takes batches r, r + world_size, …"""
+        """Batches of all ranks in this epoch, in order; rank r takes every `world_size`-th from r on."""
         if self._plan is None or self._plan[0] != self.epoch:
             attempt = 0
             batches = self._fill(self._order(self.epoch, attempt))

@@ -6,6 +6,7 @@ Collating, losses, metric names, readers, the calculator and the documentation a
 """
 
 import difflib
+import functools
 import re
 from typing import Literal, NamedTuple
 
@@ -89,6 +90,7 @@ def task_name(property_name: str, fidelity: str) -> str:
     return f"{property_name}_{fidelity}"
 
 
+@functools.cache
 def parse_task(name: str) -> Task:
     """Split ``{property}_{fidelity}`` into its two parts.
 

@@ -12,8 +12,6 @@ __all__ = ["GeometryIndex"]
 
 _TOLERANCE = 1e-6
 """Å; geometries within it in every coordinate are the same."""
-_BIN = 1e-3
-"""Å; width of the bins of the projection, far above what the tolerance moves it."""
 
 
 class GeometryIndex:
@@ -40,12 +38,12 @@ def _exact_key(structure: Structure) -> bytes:
 
 def _bin(structure: Structure) -> int:
     flat = structure.positions.ravel()
-    # any fixed direction will do that no symmetry of a molecule makes degenerate
-    return int(np.floor(flat @ np.cos(np.arange(1.0, len(flat) + 1.0)) / _BIN))
+    # any fixed direction will do that no symmetry of a molecule makes degenerate; a bin is wider than the tolerance
+    # can move the projection, so that equal structures are in the same or in neighbouring bins
+    return int(np.floor(flat @ np.cos(np.arange(1.0, len(flat) + 1.0)) / (_TOLERANCE * len(flat))))
 
 
 def _is_equal(one: Structure, other: Structure) -> bool:
-    return bool(
-        np.abs(one.positions - other.positions).max() <= _TOLERANCE
-        and np.abs(np.where(one.pbc[:, None], one.cell - other.cell, 0.0)).max() <= _TOLERANCE
-    )
+    if np.abs(one.positions - other.positions).max() > _TOLERANCE:
+        return False
+    return bool(np.abs(np.where(one.pbc[:, None], one.cell - other.cell, 0.0)).max() <= _TOLERANCE)

@@ -1,6 +1,6 @@
 """Label the molecules of a plan (chno_mini.yaml by default) into a labelling store; stop and rerun at any time.
 
-    python data_scripts/label_chno_mini.py --out chno-mini/labels.sqlite --workers 2 --hours 2
+python data_scripts/label_chno_mini.py --out chno-mini/labels.sqlite --workers 2 --hours 2
 """
 
 import argparse
@@ -23,13 +23,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--hours", type=float, default=2.0, help="no label is started after this time")
     parser.add_argument("--coretype", default="", help="OPENBLAS_CORETYPE of the workers; measure before setting it")
+    parser.add_argument("--extend", action="store_true", help="add what the plan has and the store's queue lacks")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     store = LabelStore(arguments.out)
     plan = read_plan(arguments.plan)
     levels = {name: LEVELS[name] for name in (plan.base, plan.top)}
-    if not store.fidelities():
+    if arguments.extend or not store.fidelities():
         for name, level in levels.items():
             store.add_level(name, level, json.dumps(dataclasses.asdict(level), sort_keys=True))
         jobs = interleave(plan, sample_all(plan, arguments.workers))

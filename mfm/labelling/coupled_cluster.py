@@ -17,7 +17,7 @@ from pyscf.mp import dfmp2, dfump2
 
 from mfm.graph import Structure
 from mfm.labelling.levels import CompositeLevel
-from mfm.labelling.molecule import Labels, build_molecule
+from mfm.labelling.molecule import Labels, build_molecule, orbital_gap
 from mfm.units import HARTREE
 
 __all__ = ["CompositeParts", "composite_energy", "label_composite"]
@@ -64,7 +64,7 @@ def label_composite(structure: Structure, level: CompositeLevel) -> Labels:
     hf_large, mp2_large = _fitted(build_molecule(structure, level.large_basis), level)
     mp2, coupled, flags = _correction(build_molecule(structure, level.correction_basis), level)
     parts = CompositeParts(hf_small, hf_large, mp2_small, mp2_large, mp2, coupled)
-    return Labels({"energy": np.float64(composite_energy(parts, level) * HARTREE)}, flags)
+    return Labels({"energy": np.asarray(composite_energy(parts, level) * HARTREE)}, flags)
 
 
 def _converged(solver: Any, name: str) -> Any:
@@ -110,7 +110,7 @@ def _correction(molecule: gto.Mole, level: CompositeLevel) -> tuple[float, float
     reference = _hartree_fock(molecule, level)
     reference.kernel(dm0=guess.make_rdm1())
     _converged(reference, "Hartree-Fock")
-    flags = {"gap": _gap(reference) * HARTREE, "s_squared": float(reference.spin_square()[0])}
+    flags = {"gap": orbital_gap(reference), "s_squared": float(reference.spin_square()[0])}
     if not _is_correlated(molecule):
         return 0.0, 0.0, flags | {"t1": 0.0, "d1": 0.0, "max_t2": 0.0, "triples_share": 0.0}
     solver = cc.CCSD(reference, frozen=_n_core_orbitals(molecule))
@@ -135,9 +135,3 @@ def _diagnostics(molecule: gto.Mole, solver: Any) -> dict[str, float]:
         "d1": max(float(np.linalg.norm(t, 2)) if t.size else 0.0 for t in singles),
         "max_t2": max(float(np.abs(t).max()) if t.size else 0.0 for t in doubles),
     }
-
-
-def _gap(solver: Any) -> float:
-    energies, occupations = np.atleast_2d(solver.mo_energy), np.atleast_2d(solver.mo_occ)
-    gaps = [e[n == 0].min() - e[n > 0].max() for e, n in zip(energies, occupations, strict=True) if (n > 0).any()]
-    return float(min(gaps))

@@ -13,7 +13,7 @@ from pyscf import dft, gto
 
 from mfm.graph import Structure
 from mfm.labelling.levels import DensityFunctionalLevel
-from mfm.labelling.molecule import Labels, build_molecule
+from mfm.labelling.molecule import Labels, build_molecule, orbital_gap
 from mfm.labelling.partition import mbis
 from mfm.units import BOHR, HARTREE
 
@@ -44,7 +44,11 @@ def label_dft(structure: Structure, level: DensityFunctionalLevel, check_state: 
     molecule = build_molecule(structure, level.basis)
     coarse, rung = _coarse_scf(molecule, level)
     unrestricted = 0.0
-    if structure.multiplicity == 1 and molecule.nelectron > 1 and (check_state or _gap(coarse) * HARTREE < level.unrestricted_below_gap):
+    if (
+        structure.multiplicity == 1
+        and molecule.nelectron > 1
+        and (check_state or orbital_gap(coarse) < level.unrestricted_below_gap)
+    ):
         lower = _broken_symmetry(molecule, coarse, level)
         if lower is not None:
             coarse, unrestricted = lower, 1.0
@@ -62,10 +66,10 @@ def label_dft(structure: Structure, level: DensityFunctionalLevel, check_state: 
     density = fine.make_rdm1()
     density = density if density.ndim == 2 else density[0] + density[1]
     labels, dipole_error = _moments(molecule, density, level)
-    labels |= {"energy": np.float64(fine.e_tot * HARTREE), "forces": forces}
+    labels |= {"energy": np.asarray(fine.e_tot * HARTREE), "forces": forces}
     flags = {
         "net_force": float(np.abs(forces.sum(axis=0)).max()),
-        "gap": _gap(fine) * HARTREE,
+        "gap": orbital_gap(fine),
         "s_squared": float(fine.spin_square()[0]),
         "rung": float(_RUNGS.index(rung)),
         "unrestricted": unrestricted,
@@ -125,16 +129,9 @@ def _broken_symmetry(molecule: gto.Mole, restricted: Any, level: DensityFunction
     return solver if solver.converged and solver.e_tot < restricted.e_tot - 1e-5 else None
 
 
-def _gap(solver: Any) -> float:
-    """Smallest orbital gap over both spins, hartree; infinite without virtual orbitals or electrons."""
-    energies, occupations = np.atleast_2d(solver.mo_energy), np.atleast_2d(solver.mo_occ)
-    gaps = [
-        e[n == 0].min() - e[n > 0].max() for e, n in zip(energies, occupations, strict=True) if (n > 0).any() and (n == 0).any()
-    ]
-    return float(min(gaps)) if gaps else float("inf")
-
-
-def _moments(molecule: gto.Mole, density: np.ndarray, level: DensityFunctionalLevel) -> tuple[dict[str, np.ndarray], float]:
+def _moments(
+    molecule: gto.Mole, density: np.ndarray, level: DensityFunctionalLevel
+) -> tuple[dict[str, np.ndarray], float]:
     """Dipole, quadrupole and MBIS labels, and the largest |Σ q R + Σ μ − dipole|, e bohr."""
     numbers, positions = molecule.atom_charges().astype(float), molecule.atom_coords()
     origin = numbers @ positions / numbers.sum()

@@ -1,12 +1,14 @@
 """Molecules from SMILES: canonical names, conformers, and checks on what a geometry must keep."""
 
+from typing import Any
+
 import numpy as np
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
 from mfm.graph import Structure
 
-__all__ = ["canonical_smiles", "conformers", "rotatable_dihedrals"]
+__all__ = ["bonds", "canonical_smiles", "conformers", "fingerprint", "rotatable_dihedrals", "side_of_bond"]
 
 
 def _parse(smiles: str) -> Chem.Mol:
@@ -48,7 +50,7 @@ def conformers(smiles: str, n_trials: int, seed: int) -> list[Structure]:
         If the SMILES does not parse or no geometry can be embedded.
     """
     molecule = _parse(smiles)
-    settings = rdDistGeom.ETKDGv3()
+    settings: Any = rdDistGeom.ETKDGv3()
     settings.randomSeed = seed
     settings.pruneRmsThresh = 0.3
     found = list(rdDistGeom.EmbedMultipleConfs(molecule, n_trials, settings))
@@ -56,7 +58,10 @@ def conformers(smiles: str, n_trials: int, seed: int) -> list[Structure]:
         settings.useRandomCoords = True
         found = list(rdDistGeom.EmbedMultipleConfs(molecule, n_trials, settings))
     if not found:
-        raise ValueError(f"`{smiles}` must embed in three dimensions, got no geometry in {n_trials} trials")
+        raise ValueError(
+            f"`{smiles}` must embed in three dimensions, got no geometry in {n_trials} trials;"
+            " give more trials or leave it out"
+        )
     if rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
         results = rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(molecule, maxIters=1000)
     elif rdForceFieldHelpers.UFFHasAllMoleculeParams(molecule):
@@ -68,11 +73,13 @@ def conformers(smiles: str, n_trials: int, seed: int) -> list[Structure]:
     kept: list[Structure] = []
     fingerprints: list[np.ndarray] = []
     for k in order:
-        structure = Structure(numbers, molecule.GetConformer(found[k]).GetPositions(), charge=Chem.GetFormalCharge(molecule))
-        print_of = fingerprint(structure)
-        if all(np.abs(print_of - other).max() > 0.05 for other in fingerprints):
+        structure = Structure(
+            numbers, molecule.GetConformer(found[k]).GetPositions(), charge=Chem.GetFormalCharge(molecule)
+        )
+        mark = fingerprint(structure)
+        if all(np.abs(mark - other).max() > 0.05 for other in fingerprints):
             kept.append(structure)
-            fingerprints.append(print_of)
+            fingerprints.append(mark)
     return kept
 
 
@@ -106,11 +113,6 @@ def rotatable_dihedrals(smiles: str) -> list[tuple[int, int, int, int]]:
         if before and after and Chem.HybridizationType.SP not in hybrids:
             found.append((before[0], j, k, after[0]))
     return found
-
-
-def rotating_group(smiles: str, dihedral: tuple[int, int, int, int]) -> np.ndarray:
-    """Atoms on the far side of the dihedral's axis, those that a rotation moves."""
-    return side_of_bond(smiles, dihedral[1], dihedral[2])
 
 
 def side_of_bond(smiles: str, fixed: int, moving: int) -> np.ndarray:

@@ -84,7 +84,9 @@ class CompositeLevel:
     @property
     def identifier(self) -> str:
         """Name under which labels are stored; a hash of all settings ends it."""
-        return _identifier("composite", f"ccsd(t)/cbs({self.small_basis},{self.large_basis})+{self.correction_basis}", self)
+        return _identifier(
+            "composite", f"ccsd(t)/cbs({self.small_basis},{self.large_basis})+{self.correction_basis}", self
+        )
 
     def level_of_theory(self, version: str) -> LevelOfTheory:
         """Record for a dataset card."""
@@ -116,7 +118,10 @@ class TightBindingLevel:
     def level_of_theory(self, version: str) -> LevelOfTheory:
         """Record for a dataset card."""
         return LevelOfTheory(
-            method=self.method, program="tblite", version=version, settings=f"accuracy {self.accuracy:g}, {self.identifier}"
+            method=self.method,
+            program="tblite",
+            version=version,
+            settings=f"accuracy {self.accuracy:g}, {self.identifier}",
         )
 
 

@@ -89,19 +89,19 @@ def mbis(
     points, electrons = points[keep], (weights * density)[keep]
     displacements = points[None, :, :] - positions[:, None, :]  # (n_atoms, n_points, 3)
     distances = np.linalg.norm(displacements, axis=-1)[owners]  # (n_shells, n_points)
-    for iteration in range(1, max_iterations + 1):
+    change, n_iterations = np.inf, 0
+    while change >= tolerance:
+        if n_iterations == max_iterations:
+            raise ValueError(
+                f"MBIS must converge to {tolerance:g} e within {max_iterations} iterations, got a last change of"
+                f" {change:.1e} e; use a finer grid or leave the charges of this structure out"
+            )
         shares = _shares(distances, populations, widths) * electrons
         updated = shares.sum(axis=1)
         widths = np.einsum("sp,sp->s", shares, distances) / (3 * updated)
         change = np.abs(updated - populations).max()
         populations = updated
-        if change < tolerance:
-            break
-    else:
-        raise ValueError(
-            f"MBIS must converge to {tolerance:g} e within {max_iterations} iterations, got a last change of"
-            f" {change:.1e} e; use a finer grid or leave the charges of this structure out"
-        )
+        n_iterations += 1
     shares = _shares(distances, populations, widths) * electrons
     n_atoms = len(atomic_numbers)
     charges = atomic_numbers.astype(float)
@@ -109,7 +109,7 @@ def mbis(
     for shell, atom in enumerate(owners):
         charges[atom] -= shares[shell].sum()
         dipoles[atom] -= shares[shell] @ displacements[atom]
-    return AtomicMultipoles(charges, dipoles, iteration)
+    return AtomicMultipoles(charges, dipoles, n_iterations)
 
 
 def _shares(distances: np.ndarray, populations: np.ndarray, widths: np.ndarray) -> np.ndarray:

@@ -7,12 +7,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import ase.data
+import numpy as np
 import yaml
 
+from mfm.graph import Structure
 from mfm.labelling.geometries import canonical_smiles
 from mfm.labelling.sampling import Sample, sample_molecule
 
-__all__ = ["Plan", "PlannedMolecule", "interleave", "read_plan", "sample_all"]
+__all__ = ["Plan", "PlannedMolecule", "interleave", "isolated_atoms", "molecule_seed", "read_plan", "sample_all"]
 
 
 class PlannedMolecule(NamedTuple):
@@ -36,6 +39,8 @@ class Plan(NamedTuple):
     top: str
     """Fidelity that a subset gets."""
     molecules: list[PlannedMolecule]
+    atoms: dict[str, int]
+    """Isolated atoms to label at both levels, and their multiplicities."""
 
     @property
     def test_molecules(self) -> list[str]:
@@ -44,7 +49,7 @@ class Plan(NamedTuple):
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Read a plan from YAML: ``seed``, ``levels: [base, top]``, ``groups`` and ``test``.
+    """Read a plan from YAML: ``seed``, ``levels: [base, top]``, ``groups``, ``test`` and ``atoms``.
 
     Raises
     ------
@@ -63,17 +68,32 @@ def read_plan(path: str | Path) -> Plan:
             n_base, n_top = text["test"]["counts"][group["name"]] if is_test else (group[base], group[top])
             if not 0 <= n_top <= n_base:
                 raise ValueError(
-                    f"`{top}` must label at most the geometries that `{base}` labels, got {n_top} of {n_base} for `{smiles}` in {path}"
+                    f"`{top}` must label at most the geometries that `{base}` labels, got {n_top}"
+                    f" of {n_base} for `{smiles}` in {path}; lower the one or raise the other"
                 )
             found[smiles] = PlannedMolecule(smiles, n_base, n_top, is_test)
     if lost := sorted(test - set(found)):
-        raise ValueError(f"test molecules must be in a group of {path}, got {', '.join(lost)} in none; add or drop them")
-    return Plan(int(text["seed"]), base, top, list(found.values()))
+        raise ValueError(
+            f"test molecules must be in a group of {path}, got {', '.join(lost)} in none; add or drop them"
+        )
+    return Plan(int(text["seed"]), base, top, list(found.values()), dict(text.get("atoms", {})))
 
 
 def molecule_seed(seed: int, smiles: str) -> int:
     """Seed of one molecule: adding a molecule to a plan leaves the geometries of the others as they were."""
     return int.from_bytes(hashlib.sha256(f"{seed} {smiles}".encode()).digest()[:4], "big")
+
+
+def isolated_atoms(plan: Plan) -> list[Sample]:
+    """The plan's isolated atoms, whose energies become the atomic references of each level."""
+    return [
+        Sample(
+            Structure(np.array([ase.data.atomic_numbers[symbol]]), np.zeros((1, 3)), multiplicity=multiplicity),
+            f"[{symbol}]",
+            "isolated atom",
+        )
+        for symbol, multiplicity in plan.atoms.items()
+    ]
 
 
 def _sample(job: tuple[str, int, int]) -> list[Sample]:
@@ -93,6 +113,7 @@ def interleave(plan: Plan, samples: Sequence[Iterable[Sample]]) -> list[tuple[Sa
     A molecule with n jobs has its k-th job at (k + ½)/n of the queue, so all molecules progress at one rate;
     the top-level label of a geometry follows its base label, spread evenly over the molecule's geometries.
     """
+    first = [(sample, fidelity) for sample in isolated_atoms(plan) for fidelity in (plan.base, plan.top)]
     keyed = []
     for rank, (molecule, geometries) in enumerate(zip(plan.molecules, samples, strict=True)):
         for k, sample in enumerate(geometries):
@@ -101,4 +122,4 @@ def interleave(plan: Plan, samples: Sequence[Iterable[Sample]]) -> list[tuple[Sa
             # Bresenham's line: n_top of n_base geometries, evenly spread, the first among them
             if (k * molecule.n_top) % molecule.n_base < molecule.n_top:
                 keyed.append((when, rank, 1, (sample, plan.top)))
-    return [job for *_, job in sorted(keyed, key=lambda entry: entry[:3])]
+    return first + [job for *_, job in sorted(keyed, key=lambda entry: entry[:3])]

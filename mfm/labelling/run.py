@@ -40,6 +40,8 @@ class _Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mfm.labelling.worker", str(theirs.fileno()), str(memory_gib)],
             pass_fds=[theirs.fileno()],
+            # an interrupt at the keyboard reaches only the supervisor, which then stops its workers
+            start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
         theirs.close()
@@ -94,7 +96,9 @@ def label(
     jobs = store.pending()
     missing = sorted({job.level for job in jobs} - set(levels))
     if missing:
-        raise ValueError(f"queue must name levels out of {', '.join(sorted(levels)) or 'none'}, got {', '.join(missing)}")
+        raise ValueError(
+            f"queue must name levels out of {', '.join(sorted(levels)) or 'none'}, got {', '.join(missing)}"
+        )
     run = _Run(store, levels, jobs, hours * 3600, job_minutes * 60)
     workers = [_Worker(memory_gib, environment or {}) for _ in range(min(n_workers, len(jobs)))]
     try:
@@ -151,11 +155,13 @@ class _Run:
 
     def _lost(self, worker: _Worker, reason: str) -> bool:
         if worker.job is None:
-            raise ValueError(f"a worker must start, got: {reason}; run `python -m mfm.labelling.worker` by hand to see why")
+            raise ValueError(
+                f"a worker must start, got: {reason}; run `python -m mfm.labelling.worker` by hand to see why"
+            )
         self._record(worker, ("failed", {}, {}, reason, time.monotonic() - worker.started))
         return False
 
-    def _record(self, worker: _Worker, message: tuple) -> None:  # type: ignore[type-arg]
+    def _record(self, worker: _Worker, message: tuple) -> None:
         status, values, flags, text, seconds = message
         job, worker.job = worker.job, None
         assert job is not None

@@ -7,7 +7,6 @@ an energy cap, so that a closed-shell reference describes it. The same seed give
 import dataclasses
 from collections.abc import Callable, Iterator
 
-
 import numpy as np
 from ase import units as ase_units
 from ase.md.langevin import Langevin
@@ -56,7 +55,7 @@ class _Sampler:
         self.bonds = geometries.bonds(self.smiles)
         self.dihedrals = geometries.rotatable_dihedrals(self.smiles)
         self.lengths = self._bond_lengths(self.lowest)
-        self.modes = self._normal_modes() if len(self.lowest) > 1 else None
+        self.constants, self.modes = self._normal_modes()
 
     def _relax(self, structure: Structure) -> tuple[Structure, float]:
         atoms = attach_calculator(structure, self.level)
@@ -116,26 +115,25 @@ class _Sampler:
             )
             dynamics.run(2 * _FRAMES_APART)
             for _ in range(20):
-                if not self._is_acceptable(atoms.positions):
+                if not self.is_acceptable(atoms.positions):
                     break
                 yield self._of(atoms.positions, start)
                 dynamics.run(_FRAMES_APART)
 
     def normal_modes(self) -> Structure:
         """Displacement along all modes at 300 to 1000 K (Smith et al., Chem. Sci. 8, 3192 (2017))."""
-        constants, modes = self.modes
         temperature = self.random.uniform(300, 1000)
-        shares = self.random.dirichlet(np.ones(len(constants))) * self.random.uniform()
-        amplitudes = np.sqrt(3 * shares * len(self.lowest) * BOLTZMANN * temperature / constants)
-        amplitudes = np.minimum(amplitudes, 0.5) * self.random.choice([-1.0, 1.0], size=len(constants))
-        return self._of(self.lowest.positions + np.einsum("k,kax->ax", amplitudes, modes), self.lowest)
+        shares = self.random.dirichlet(np.ones(len(self.constants))) * self.random.uniform()
+        amplitudes = np.sqrt(3 * shares * len(self.lowest) * BOLTZMANN * temperature / self.constants)
+        amplitudes = np.minimum(amplitudes, 0.5) * self.random.choice([-1.0, 1.0], size=len(self.constants))
+        return self._of(self.lowest.positions + np.einsum("k,kax->ax", amplitudes, self.modes), self.lowest)
 
     def torsion(self) -> Structure:
         """A minimum with one bond rotated by any angle, and a little noise."""
         dihedral = self.dihedrals[int(self.random.integers(len(self.dihedrals)))]
         atoms = self.lowest.to_ase()
         mask = np.zeros(len(atoms), dtype=int)
-        mask[geometries.rotating_group(self.smiles, dihedral)] = 1
+        mask[geometries.side_of_bond(self.smiles, dihedral[1], dihedral[2])] = 1
         atoms.rotate_dihedral(*dihedral, angle=float(self.random.uniform(20, 340)), mask=mask)
         return self._of(atoms.positions + self.random.normal(scale=0.02, size=(len(atoms), 3)), self.lowest)
 
@@ -149,7 +147,8 @@ class _Sampler:
         positions[moving] += (positions[j] - positions[i]) * self.random.uniform(-0.15, 0.35)
         return self._of(positions + self.random.normal(scale=0.02, size=positions.shape), self.lowest)
 
-    def _is_acceptable(self, positions: np.ndarray) -> bool:
+    def is_acceptable(self, positions: np.ndarray) -> bool:
+        """Whether bonds hold and the energy stays below the cap."""
         structure = self._of(positions, self.lowest)
         ratios = self._bond_lengths(structure) / self.lengths
         if ratios.max(initial=1.0) > 1.5 or ratios.min(initial=1.0) < 0.7:
@@ -201,11 +200,16 @@ def sample_molecule(smiles: str, n_samples: int, seed: int) -> list[Sample]:
             structure = generators[origin]()
         trials += 1
         if trials > 200 * n_samples:
-            raise ValueError(f"`{smiles}` must give {n_samples} distinct geometries, got {len(samples)} in {trials} trials")
+            raise ValueError(
+                f"`{smiles}` must give {n_samples} distinct geometries, got {len(samples)}"
+                f" in {trials} trials; ask for fewer"
+            )
         mark = geometries.fingerprint(structure)
         # the one distance of a diatomic has little room
         apart = 0.01 if len(structure) > 2 else 0.002
-        if all(np.abs(mark - other).max() > apart for other in fingerprints) and sampler._is_acceptable(structure.positions):
+        if all(np.abs(mark - other).max() > apart for other in fingerprints) and sampler.is_acceptable(
+            structure.positions
+        ):
             samples.append(Sample(structure, sampler.smiles, origin))
             fingerprints.append(mark)
     return samples

@@ -61,7 +61,7 @@ class LabelRow(NamedTuple):
 
 def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
@@ -82,7 +82,9 @@ class LabelStore:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"a labelling store must be an SQLite file, got {self.path} ({error}); give another path") from error
+            raise ValueError(
+                f"a labelling store must be an SQLite file, got {self.path} ({error}); give another path"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -120,9 +122,12 @@ class LabelStore:
                 )
                 key = structure.content_hash()
                 self._connection.execute(
-                    "INSERT OR IGNORE INTO structures VALUES (?, ?, ?, ?)", (key, sample.molecule, sample.origin, geometry)
+                    "INSERT OR IGNORE INTO structures VALUES (?, ?, ?, ?)",
+                    (key, sample.molecule, sample.origin, geometry),
                 )
-                cursor = self._connection.execute("INSERT OR IGNORE INTO queue (hash, level) VALUES (?, ?)", (key, level))
+                cursor = self._connection.execute(
+                    "INSERT OR IGNORE INTO queue (hash, level) VALUES (?, ?)", (key, level)
+                )
                 added += cursor.rowcount
         return added
 
@@ -157,7 +162,8 @@ class LabelStore:
     def labels(self, level: str) -> Iterator[LabelRow]:
         """All answers at one level, oldest first."""
         rows = self._connection.execute(
-            "SELECT hash, level, status, data, flags, message, seconds FROM labels WHERE level = ? ORDER BY rowid", (level,)
+            "SELECT hash, level, status, data, flags, message, seconds FROM labels WHERE level = ? ORDER BY rowid",
+            (level,),
         )
         for key, name, status, data, flags, message, seconds in rows:
             yield LabelRow(key, name, status, _unpack(data), json.loads(flags), message, seconds)

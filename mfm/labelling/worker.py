@@ -63,7 +63,10 @@ def serve(connection: Connection) -> None:
         # a label must never stop the run: whatever a quantum-chemistry program raises becomes a failure row
         except Exception as error:  # noqa: BLE001
             answer = ("failed", {}, {}, f"{type(error).__name__}: {error}")
-        connection.send((*answer, time.perf_counter() - started))
+        try:
+            connection.send((*answer, time.perf_counter() - started))
+        except BrokenPipeError:  # the supervisor has gone: this answer is computed again by the next run
+            return
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def label_xtb(structure: Structure, level: TightBindingLevel) -> Labels:
     atoms = attach_calculator(structure, level)
     forces = atoms.get_forces()
     values = {
-        "energy": np.float64(atoms.get_potential_energy()),
+        "energy": np.asarray(atoms.get_potential_energy()),
         "forces": forces,
         "charges": atoms.get_charges(),
         "dipole": atoms.get_dipole_moment(),

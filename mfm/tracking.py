@@ -18,7 +18,20 @@ from typing import Any, NamedTuple
 
 import filelock
 
-__all__ = ["Location", "TrackedRun", "compare_runs", "find_run", "locate", "start_run", "ui_command", "ui_environment"]
+__all__ = [
+    "Location",
+    "NoRun",
+    "Run",
+    "TrackedRun",
+    "code_version",
+    "compare_runs",
+    "find_run",
+    "flatten",
+    "locate",
+    "start_run",
+    "ui_command",
+    "ui_environment",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -150,12 +163,6 @@ class TrackedRun:
         self._pending = []
         self._flushed = time.monotonic()
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-        from mlflow.entities import RunTag
-
-        self._client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-
     def log_dataset(self, name: str, source: str, digest: str, context: str) -> None:
         """Name a dataset as an input of the run; `context` is train, valid or test."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -195,6 +202,57 @@ class TrackedRun:
         """Write what is queued and close the run as FINISHED, FAILED or KILLED."""
         self.flush()
         self._client.set_terminated(self.run_id, status)
+
+
+class NoRun:
+    """A run that is recorded nowhere; has the methods of :class:`TrackedRun`."""
+
+    run_id = ""
+
+    def child(self, name: str, tags: Mapping[str, str], run_id: str | None = None) -> "NoRun":
+        """Nothing is nested: the same object."""
+        return self
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Nothing."""
+
+    def log_dataset(self, name: str, source: str, digest: str, context: str) -> None:
+        """Nothing."""
+
+    def log_artifacts(self, paths: Sequence[Path], folder: str | None = None) -> None:
+        """Nothing."""
+
+    def log_checkpoint(self, path: Path, name: str, params: Mapping[str, Any]) -> str:
+        """Nothing."""
+        return ""
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Nothing."""
+
+
+Run = TrackedRun | NoRun
+"""A run, recorded or not."""
+
+
+def flatten(content: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one level of dotted keys.
+
+    Examples
+    --------
+    >>> flatten({"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}})
+    {'optimizer.lr': 0.1, 'optimizer.betas.0': 0.9, 'optimizer.betas.1': 0.99}
+    """
+    items = content.items() if isinstance(content, Mapping) else enumerate(content)
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        if isinstance(value, Mapping) or (isinstance(value, Sequence) and not isinstance(value, str)):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def start_run(

@@ -74,7 +74,7 @@ def test_artifacts_inputs_and_checkpoints_lie_below_the_store(store, tmp_path):
 
 def test_a_checkpoint_that_cannot_be_read_is_marked_failed(store, tmp_path):
     run = tracking.start_run("exp", "run", {}, store)
-    with pytest.raises(Exception, match="missing.mfm"):
+    with pytest.raises(Exception, match=r"missing\.mfm"):
         run.log_checkpoint(tmp_path / "missing.mfm", "model", {})
     models = run._client.search_logged_models([run._experiment_id])
     assert [model.status.value for model in models] == ["FAILED"]

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from mfm.graph import AtomicGraph
+from mfm.losses import LossTerm
 from mfm.training.ema import WeightAverage
 from mfm.training.recipe import OptimizerConfig
 from mfm.training.schedule import Budget, Clock, learning_rate_factor
 
 __all__ = ["StageModule", "TrainingBatch", "build_optimizer"]
 
-Losses = Callable[[Mapping[str, Tensor], AtomicGraph], dict[str, Tensor]]
-"""From a model's outputs and a batch to named losses; the one called ``total`` is minimised."""
+Losses = Callable[[Mapping[str, Tensor], AtomicGraph], tuple[Tensor, Mapping[str, LossTerm]]]
+"""From a model's outputs and a batch to what is minimised, and the terms of it to report."""
 
 
 class TrainingBatch(NamedTuple):
@@ -86,8 +87,7 @@ class StageModule(lightning.LightningModule):
         self._config = config
         self._budget = budget
         self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._sums: dict[str, Tensor] = {}
-        self._n_summed = 0
+        self._sums: dict[str, list[Tensor]] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Optimiser of the stage."""
@@ -99,26 +99,28 @@ class StageModule(lightning.LightningModule):
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> None:
         """Take one step. No value is read back from the device here."""
-        factor = learning_rate_factor(self.progress(), self._config.warmup)
+        factor = learning_rate_factor(self.progress(), self.clock.step, self._config.warmup_steps)
         for group, peak in zip(self._optimizer.param_groups, self._peak, strict=True):
             group["lr"] = peak * factor
-        losses = self._losses(self.model(batch.graph, self._tasks, self._derivatives), batch.graph)
+        loss, terms = self._losses(self.model(batch.graph, self._tasks, self._derivatives), batch.graph)
         self._optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(losses["total"])
+        self.manual_backward(loss)
         norm = nn.utils.clip_grad_norm_(self._trained, self._config.clip)
         self._optimizer.step()
         self.clock.advance(batch.batches_in_epoch)
         self.average.update(self.clock.step)
-        self._accumulate({**losses, "gradient_norm": norm})
+        self._accumulate(loss, norm, terms)
 
     @torch.no_grad()
-    def _accumulate(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
+    def _accumulate(self, loss: Tensor, norm: Tensor, terms: Mapping[str, LossTerm]) -> None:
+        one = torch.ones_like(loss)
+        values = {"loss": (loss, one), "gradient_norm": (norm, one)}
+        values |= {f"{name}/loss": (term.total, term.count) for name, term in terms.items()}
+        for name, pair in values.items():
             if name in self._sums:
-                self._sums[name] += value.detach()
+                torch._foreach_add_(self._sums[name], [value.detach() for value in pair])
             else:
-                self._sums[name] = value.detach().clone()
-        self._n_summed += 1
+                self._sums[name] = [value.detach().clone() for value in pair]
 
     def training_metrics(self) -> dict[str, float]:
         """Means since the last call: ``train/loss``, ``train/{task}/loss``, gradient norm, learning rate.
@@ -128,15 +130,13 @@ class StageModule(lightning.LightningModule):
         ValueError
             If the loss is not finite any more.
         """
-        n = max(self._n_summed, 1)
-        means = {name: float(value) / n for name, value in self._sums.items()}
-        self._sums, self._n_summed = {}, 0
+        sums = {name: (float(total), float(count)) for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        means = {f"train/{name}": total / count for name, (total, count) in sums.items() if count}
         if not all(math.isfinite(value) for value in means.values()):
             raise ValueError(
-                f"the loss must stay finite, got {means.get('total')} near step {self.clock.step} of stage"
+                f"the loss must stay finite, got {means.get('train/loss')} near step {self.clock.step} of stage"
                 f" `{self.stage_name}`; lower `optimizer.lr`, or look for wild labels with `mfm data info`"
             )
-        names = {"total": "train/loss", "gradient_norm": "train/gradient_norm"}
-        metrics = {names.get(name, f"train/{name}/loss"): value for name, value in means.items()}
-        metrics["train/learning_rate"] = float(self._optimizer.param_groups[0]["lr"])
-        return metrics
+        means["train/learning_rate"] = float(self._optimizer.param_groups[0]["lr"])
+        return means

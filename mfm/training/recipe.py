@@ -1,10 +1,11 @@
 """What a run is: data, tasks, model, optimiser, stages. One YAML file, every field with a default that is right."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
 from mfm.config import Config
+from mfm.model import ModelConfig
 from mfm.training.schedule import Budget
 
 __all__ = ["BatchConfig", "DataConfig", "OptimizerConfig", "RunConfig", "StageConfig", "TrackingConfig"]
@@ -53,18 +54,20 @@ class BatchConfig(Config):
 class OptimizerConfig(Config):
     """AdamW with AMSGrad, linear warm-up, cosine to zero at the end of the stage."""
 
-    lr: float = pydantic.Field(5e-3, gt=0)
+    lr: float = pydantic.Field(3e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = pydantic.Field(0.0, ge=0)
     """Decoupled weight decay; keep 0 when fine-tuning."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and the second moment."""
-    warmup: float = pydantic.Field(0.02, ge=0, lt=1)
-    """Fraction of the stage over which the learning rate rises."""
+    warmup_steps: int = pydantic.Field(100, ge=0)
+    """Optimiser steps over which the learning rate rises at the start of a stage."""
     clip: float = pydantic.Field(10.0, gt=0)
     """Largest norm of the gradient."""
     ema: float = pydantic.Field(0.998, ge=0, lt=1)
     """Decay of the weight average."""
+    condition_penalty: float = pydantic.Field(1e-3, ge=0)
+    """Weight of the squared terms that set a ``conditioned`` task apart from its base."""
 
 
 class StageConfig(Config):
@@ -117,3 +120,70 @@ class TrackingConfig(Config):
     """Experiment that groups runs to compare."""
     directory: str = "mlruns"
     """Folder of database and artifacts; the environment variable ``MFM_TRACKING_URI`` goes before it."""
+
+
+class RunConfig(Config):
+    """A run: everything that ``mfm train`` needs to know."""
+
+    name: str = pydantic.Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the run and of its folder."""
+    data: DataConfig
+    """Structures and labels."""
+    model: ModelConfig
+    """Tasks and representation; `tasks` may also stand at the top level of the file."""
+    stages: list[StageConfig] = pydantic.Field(min_length=1)
+    """What is trained, in order."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimiser of all stages."""
+    batch: BatchConfig = BatchConfig()
+    """Batches of all stages."""
+    seed: int = pydantic.Field(0, ge=0)
+    """Seed of weights and of the order of batches."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, or ``auto``: the GPU if there is one."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the network; energies keep float64 wherever the references are included."""
+    validations: int = pydantic.Field(20, gt=0)
+    """Validations per stage, evenly over its length."""
+    log_every: int = pydantic.Field(50, gt=0)
+    """Optimiser steps between training metrics."""
+    output: str = ""
+    """Folder of the run; ``runs/{name}`` if not given."""
+    tracking: Literal["none"] | TrackingConfig = TrackingConfig()
+    """Where the run is recorded, or ``none``."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _move_tasks(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "tasks" not in content:
+            return content
+        moved = {key: value for key, value in content.items() if key != "tasks"}
+        model = dict(moved.get("model") or {})
+        if "tasks" in model:
+            raise ValueError("give `tasks` at the top level or in `model`, not in both")
+        return {**moved, "model": {**model, "tasks": content["tasks"]}}
+
+    @pydantic.model_validator(mode="after")
+    def _check_stages(self) -> "RunConfig":
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages must have different names, got {', '.join(names)}")
+        if all(stage.skip for stage in self.stages):
+            raise ValueError("every stage is skipped; leave at least one")
+        for stage in self.stages:
+            unknown = [task for task in self.stage_tasks(stage) if task not in self.model.tasks]
+            if unknown:
+                raise ValueError(
+                    f"stage `{stage.name}` trains `{unknown[0]}`, which is not among the tasks"
+                    f" {', '.join(self.model.tasks)}"
+                )
+        return self
+
+    @property
+    def folder(self) -> str:
+        """Folder of the run."""
+        return self.output or f"runs/{self.name}"
+
+    def stage_tasks(self, stage: StageConfig) -> list[str]:
+        """Tasks that a stage trains."""
+        return list(self.model.tasks) if stage.tasks == "all" else list(stage.tasks)

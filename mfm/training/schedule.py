@@ -79,23 +79,23 @@ class Clock:
         self._started = self._now()
 
 
-def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Factor on the peak learning rate: linear warm-up, then a cosine to zero at the end of the budget.
+def learning_rate_factor(progress: float, step: int, warmup_steps: int) -> float:
+    """Factor on the peak learning rate: a cosine to zero at the end of the budget, times a linear warm-up.
 
     Parameters
     ----------
     progress : float
         Fraction of the budget that is spent.
-    warmup : float
-        Fraction of the budget over which the rate rises.
+    step : int
+        Optimiser steps done.
+    warmup_steps : int
+        Steps over which the rate rises. Counted in steps, since it is the number of gradients seen that makes Adam's
+        second moments trustworthy, however long the stage.
 
     Examples
     --------
-    >>> [round(learning_rate_factor(p, warmup=0.1), 3) for p in (0.05, 0.1, 0.55, 1.0)]
-    [0.5, 1.0, 0.5, 0.0]
+    >>> [round(learning_rate_factor(p, int(1000 * p), warmup_steps=100), 3) for p in (0.049, 0.1, 0.5, 1.0)]
+    [0.497, 0.976, 0.5, 0.0]
     """
-    if progress < warmup:
-        # not from zero: the first step would be lost
-        return max(progress / warmup, 0.01)
-    rest = min((progress - warmup) / (1 - warmup), 1.0)
-    return 0.5 * (1 + math.cos(math.pi * rest))
+    warm = min((step + 1) / max(warmup_steps, 1), 1.0)
+    return warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -29,9 +29,13 @@ def test_applied_gives_the_average_and_returns_the_weights_bit_by_bit():
     with torch.no_grad():
         model.weight += torch.pi
     trained = model.weight.detach().clone()
-    with pytest.raises(RuntimeError, match="inside"), average.applied():
-        assert torch.equal(model.weight, average.state_dict()["weight"])
-        raise RuntimeError("inside")
+    def fail_inside() -> None:
+        with average.applied():
+            assert torch.equal(model.weight, average.state_dict()["weight"])
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
     assert torch.equal(model.weight, trained)
 
 

@@ -35,13 +35,13 @@ def test_minutes_are_processor_time_and_survive_a_restart():
 
 
 def test_learning_rate_rises_then_falls_to_zero():
-    factors = [learning_rate_factor(i / 1000, warmup=0.02) for i in range(1001)]
+    factors = [learning_rate_factor(step / 1000, step, warmup_steps=20) for step in range(1001)]
     peak = factors.index(max(factors))
-    assert peak == 20
-    assert max(factors) == 1
-    assert factors[0] > 0
+    assert peak == 19
+    assert max(factors) == pytest.approx(1, abs=1e-3)
+    assert factors[0] == pytest.approx(1 / 20)
     assert factors[-1] == pytest.approx(0, abs=1e-15)
     assert factors[:peak] == sorted(factors[:peak])
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
-    assert learning_rate_factor(0.0, warmup=0.0) == 1
-    assert learning_rate_factor(1.3, warmup=0.1) == pytest.approx(0, abs=1e-15)
+    assert learning_rate_factor(0.0, 0, warmup_steps=0) == 1
+    assert learning_rate_factor(1.3, 1300, warmup_steps=10) == pytest.approx(0, abs=1e-15)

@@ -1,0 +1,267 @@
+"""Command line: ``mfm train | eval | predict | data | ui | compare``.
+
+Subcommands import what they need when they run, so that ``mfm --help`` is instant.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130
+"""Exit status of a run that a signal stopped, as shells have it for Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 2 bad input, 130 interrupted."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    _set_up_logging(options.verbose)
+    try:
+        return int(options.run(options) or 0)
+    except BrokenPipeError:
+        # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("mfm: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except (ValueError, OSError) as error:
+        if options.traceback:
+            raise
+        print(f"mfm: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _set_up_logging(verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("mfm")
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.propagate = False
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    """Process-wide settings that only a program of its own may make."""
+    from mfm.allocator import tune_allocator
+
+    tune_allocator()
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+
+
+def _train(options: argparse.Namespace) -> int:
+    _prepare(options)
+    from mfm.config import load_config
+    from mfm.training.recipe import RunConfig
+    from mfm.training.run import RESOLVED_CONFIG, train
+
+    if options.resume is not None:
+        if options.recipe is not None or options.initial is not None:
+            raise ValueError("`--resume DIR` continues the run of that folder, it takes no recipe and no `--from`")
+        config = load_config(RunConfig, options.resume / RESOLVED_CONFIG)
+        if Path(config.folder).resolve() != options.resume.resolve():
+            raise ValueError(f"`{options.resume}` holds a run of the folder `{config.folder}`; resume it there")
+    elif options.recipe is None:
+        raise ValueError("`mfm train` needs a recipe (run.yaml), or `--resume DIR`")
+    else:
+        overrides = list(options.overrides)
+        if options.output is not None:
+            overrides.append(f"output={json.dumps(str(options.output))}")
+        config = load_config(RunConfig, options.recipe, overrides)
+    result = train(config, initial=options.initial, resume=options.resume is not None)
+    if not result.finished:
+        print(f"stopped; continue with: mfm train --resume {result.folder}")
+        return _INTERRUPTED
+    for split, evaluation in result.evaluations.items():
+        print(f"\n{split}: {evaluation.to_markdown()}")
+    print(f"model: {result.checkpoint}\ntry:   mfm eval {result.checkpoint} FILE     mfm ui")
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    _prepare(options)
+    from mfm.checkpoint import load_model
+    from mfm.data.opening import open_dataset
+    from mfm.evaluation.evaluate import evaluate
+
+    model = load_model(options.checkpoint, device=_device(options.device))
+    store = open_dataset(
+        options.file,
+        format=options.format,
+        fidelity=options.fidelity,
+        keys=_pairs(options.keys, "--keys"),
+        units=_pairs(options.units, "--units"),
+    )
+    evaluation = evaluate(model, store, options.tasks)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(evaluation.to_json(), encoding="utf-8")
+    if options.output is not None:
+        evaluation.write(options.output, "evaluation")
+    print(evaluation.to_markdown())
+    if options.by_element:
+        print(evaluation.groups_to_markdown("element"))
+    if options.by_molecule:
+        print(evaluation.groups_to_markdown("molecule"))
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    _prepare(options)
+    from mfm.checkpoint import load_model
+    from mfm.evaluation.predict import predict_file
+
+    model = load_model(options.checkpoint, device=_device(options.device))
+    count = predict_file(model, options.input, options.output, options.fidelity, forces=not options.no_forces)
+    print(f"{options.output}: {count} structures")
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from mfm import tracking
+
+    command = tracking.ui_command(options.directory, options.port)
+    print(f"http://127.0.0.1:{options.port}/?workflowType=machine_learning  (ready in about 15 s, stop with Ctrl-C)")
+    print(" ".join(command))
+    if not options.dry_run:
+        sys.stdout.flush()
+        os.execve(command[0], command, tracking.ui_environment())
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from mfm import tracking
+
+    print(tracking.compare_runs(options.runs, options.directory, every=options.all))
+    return 0
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _pairs(texts: Sequence[str] | None, option: str) -> dict[str, str] | None:
+    """``["energy=E"]`` as a mapping."""
+    pairs = {}
+    for text in texts or ():
+        name, separator, value = text.partition("=")
+        if not separator or not name or not value:
+            raise ValueError(f"`{option}` takes PROPERTY=NAME, got `{text}`")
+        pairs[name] = value
+    return pairs or None
+
+
+def _parser() -> argparse.ArgumentParser:
+    # abbreviations would make every new option a possible break of somebody's script
+    parser = argparse.ArgumentParser(
+        prog="mfm",
+        description="Interatomic potentials that learn several levels of theory at once.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    parser.add_argument("--verbose", action="store_true", help="report more")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_train(commands)
+    _add_eval(commands)
+    _add_predict(commands)
+    _add_tracking(commands)
+    _add_data(commands)
+    return parser
+
+
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from mfm.data.commands import register
+
+    register(commands)
+
+
+def _add_machine(parser: argparse.ArgumentParser, device: bool = True) -> None:
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as torch chooses)")
+    if device:
+        parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+
+
+def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a model from a recipe",
+        description="Train every stage of a recipe. Ctrl-C or SIGTERM stops after the step in progress; the run"
+        " then continues with --resume as if it had never stopped.",
+        epilog="example: mfm train run.yaml tasks.energy_ccsdt.weight=10 stages.0.epochs=5",
+    )
+    parser.add_argument("recipe", nargs="?", type=Path, help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the recipe")
+    parser.add_argument("--from", dest="initial", type=Path, metavar="CKPT", help="start from the weights of a model")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run of this folder")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    _add_machine(parser, device=False)
+    parser.set_defaults(run=_train)
+
+
+def _add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "eval", help="errors of a model on labelled structures", description="Errors of a model, a row per task."
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("file", metavar="FILE", help="dataset: builtin:NAME, an mfm file or a foreign file")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all errors, by element and molecule too")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write tables and a parity plot")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="labels to compare (default: all)")
+    parser.add_argument("--fidelity", help="level of theory of a foreign file that does not name it")
+    parser.add_argument("--format", help="format of a foreign file (default: found from its content)")
+    parser.add_argument("--keys", nargs="+", metavar="PROPERTY=KEY", help="keys in a foreign file: energy=E")
+    parser.add_argument("--units", nargs="+", metavar="PROPERTY=UNIT", help="units in a foreign file: energy=hartree")
+    parser.add_argument("--by-element", action="store_true", help="also print errors of each element")
+    parser.add_argument("--by-molecule", action="store_true", help="also print errors of each molecule")
+    _add_machine(parser)
+    parser.set_defaults(run=_eval)
+
+
+def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="energies and forces of structures in a file",
+        description="Predict structures of any file that ASE reads; writes extended XYZ.",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("input", type=Path, metavar="IN")
+    parser.add_argument("output", type=Path, metavar="OUT.xyz")
+    parser.add_argument("--fidelity", nargs="+", help="levels to predict (default: all)")
+    parser.add_argument("--no-forces", action="store_true", help="energies only")
+    _add_machine(parser)
+    parser.set_defaults(run=_predict)
+
+
+def _add_tracking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    ui = commands.add_parser("ui", help="browse runs", description="Serve the pages of MLflow on this machine.")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--dry-run", action="store_true", help="print the command, do not run it")
+    ui.set_defaults(run=_ui)
+    compare = commands.add_parser(
+        "compare", help="table of runs", description="Settings in which runs differ, and their errors."
+    )
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="name of a run, or the start of its id")
+    compare.add_argument("--all", action="store_true", help="also what agrees, and training metrics")
+    compare.set_defaults(run=_compare)
+    for parser in (ui, compare):
+        parser.add_argument("--directory", default="mlruns", help="folder of the runs (default: mlruns)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""A model against the labels of a dataset: one table per fidelity."""
+
+import csv
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mfm.data.dataset import GraphDataset
+from mfm.data.store import Store
+from mfm.evaluation.metrics import Prediction, errors, errors_by_element, errors_by_group, report_unit
+from mfm.evaluation.plots import plot_parity
+from mfm.graph import AtomicGraph, collate
+from mfm.model import MFMModel
+from mfm.properties import PROPERTIES, parse_task
+
+__all__ = ["Evaluation", "batched", "evaluable", "evaluate", "model_graphs", "predict_labelled"]
+
+logger = logging.getLogger(__name__)
+
+_DERIVATIVES = {"forces": "energy", "stress": "energy"}
+"""Property that is a derivative, and of what."""
+_MOST_ATOMS = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Errors of a model on a dataset."""
+
+    dataset: str
+    digest: str
+    n_structures: int
+    levels: dict[str, str]
+    """Fidelity to the label of its level of theory."""
+    metrics: dict[str, dict[str, float]]
+    """Task to metric to value, see :func:`mfm.evaluation.metrics.errors`."""
+    by_element: dict[str, dict[str, dict[str, float]]]
+    """Task to element to metrics, for atomic properties."""
+    by_molecule: dict[str, dict[str, dict[str, float]]]
+    """Task to molecule to metrics."""
+    predictions: dict[str, Prediction] = dataclasses.field(repr=False)
+    """Task to what was compared; energies without their atomic references."""
+
+    def to_json(self) -> str:
+        """Everything but the single predictions."""
+        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del content["predictions"]
+        return json.dumps(content, indent=1, ensure_ascii=False)
+
+    def flat(self, split: str) -> dict[str, float]:
+        """Metrics named ``split/task/quantity_unit``."""
+        return {f"{split}/{task}/{name}": value for task, row in self.metrics.items() for name, value in row.items()}
+
+    def rows(self) -> list[dict[str, str]]:
+        """Cells of the table: a row per task."""
+        table = []
+        for task, found in self.metrics.items():
+            unit, fidelity = report_unit(task), parse_task(task).fidelity
+            row = {"fidelity": fidelity, "level of theory": self.levels.get(fidelity, ""), "task": task}
+            row |= {"labels": str(int(found["count"])), "unit": unit.symbol}
+            row |= {kind.upper(): f"{found[f'{kind}_{unit.suffix}']:.3f}" for kind in ("mae", "rmse")}
+            for kind in ("mae", "rmse"):
+                value = found.get(f"{kind}_{unit.suffix}_per_atom")
+                row[f"{kind.upper()} per atom"] = "" if value is None else f"{value:.3f}"
+            table.append(row)
+        return table
+
+    def to_markdown(self) -> str:
+        """Table in Markdown, below a line on the dataset."""
+        table = self.rows()
+        names = list(table[0])
+        lines = [f"`{self.dataset}` ({self.n_structures} structures, digest {self.digest})", ""]
+        lines += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+        lines += ["| " + " | ".join(row.values()) + " |" for row in table]
+        return "\n".join(lines) + "\n"
+
+    def write(self, folder: Path, name: str) -> list[Path]:
+        """Write ``name.json``, ``.md``, ``.csv`` and ``_parity.png``; returns their paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(self.to_json(), encoding="utf-8")
+        (folder / f"{name}.md").write_text(self.to_markdown(), encoding="utf-8")
+        table = self.rows()
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+        plot_parity(self.predictions, folder / f"{name}_parity.png", title=f"{self.dataset}, energies without atoms")
+        return [folder / f"{name}{end}" for end in (".json", ".md", ".csv", "_parity.png")]
+
+
+def evaluable(model: MFMModel, store: Store, tasks: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
+    """Tasks that the model predicts and the dataset has labels of: (direct, derivatives).
+
+    Parameters
+    ----------
+    tasks : sequence of str, optional
+        What to keep; all if not given.
+
+    Raises
+    ------
+    ValueError
+        If nothing can be compared, or the dataset has elements that the model does not know.
+    """
+    unknown = sorted(set(store.elements) - set(model.elements))
+    if unknown:
+        raise ValueError(
+            f"elements of `{store.card.name}` must be among the model's {list(model.elements)}, got {unknown} as well;"
+            " the model was not trained on them"
+        )
+    direct, derivatives = [], []
+    for task in store.labels:
+        if (tasks is not None and task not in tasks) or not store.coverage(task).any():
+            continue
+        name, fidelity = parse_task(task)
+        if task in model.tasks:
+            direct.append(task)
+        elif name in _DERIVATIVES and f"{_DERIVATIVES[name]}_{fidelity}" in model.tasks:
+            derivatives.append(task)
+    if not direct and not derivatives:
+        raise ValueError(
+            f"the model predicts {', '.join(model.tasks)}, but `{store.card.name}` has labels of"
+            f" {', '.join(store.labels) or 'nothing'}; name the level of the file with `fidelity`"
+        )
+    return direct, derivatives
+
+
+def batched(graphs: Iterable[AtomicGraph], max_atoms: int = _MOST_ATOMS) -> Iterator[AtomicGraph]:
+    """Batches of consecutive graphs with at most `max_atoms` atoms, or one graph that has more."""
+    waiting: list[AtomicGraph] = []
+    n_atoms = 0
+    for graph in graphs:
+        if waiting and n_atoms + graph.n_atoms > max_atoms:
+            yield collate(waiting)
+            waiting, n_atoms = [], 0
+        waiting.append(graph)
+        n_atoms += graph.n_atoms
+    if waiting:
+        yield collate(waiting)
+
+
+def predict_labelled(
+    model: MFMModel, batches: Iterable[AtomicGraph], direct: Sequence[str], derivatives: Sequence[str]
+) -> dict[str, Prediction]:
+    """Predictions beside labels over batches in order; the model's mode is kept.
+
+    Parameters
+    ----------
+    batches : iterable of AtomicGraph
+        On any device; labels are the model's targets (energies without references).
+    direct, derivatives : sequence of str
+        Tasks to ask the model for.
+    """
+    device = next(model.parameters()).device
+    parts: dict[str, list[Prediction]] = {task: [] for task in (*direct, *derivatives)}
+    asked = list(direct) + [_energy_of(task) for task in derivatives if _energy_of(task) not in direct]
+    was_training = model.training
+    model.eval()
+    first = 0
+    try:
+        for batch in batches:
+            on_device = batch.to(device)
+            with torch.enable_grad():
+                outputs = model(on_device, asked, derivatives)
+            for task, found in parts.items():
+                found.append(_compare(task, outputs[task], on_device, first))
+            first += batch.n_structures
+    finally:
+        model.train(was_training)
+    return {task: _concatenate(found) for task, found in parts.items()}
+
+
+def _energy_of(task: str) -> str:
+    name, fidelity = parse_task(task)
+    return f"{_DERIVATIVES[name]}_{fidelity}"
+
+
+def _compare(task: str, output: torch.Tensor, batch: AtomicGraph, first: int) -> Prediction:
+    """Rows of one batch that have a label."""
+    per_atom = PROPERTIES[parse_task(task).property].per == "atom"
+    target = batch[task].detach().cpu().double().numpy()
+    predicted = output.detach().cpu().double().numpy()
+    structure = batch.batch.cpu().numpy() if per_atom else np.arange(batch.n_structures)
+    numbers = batch.atomic_numbers.cpu().numpy() if per_atom else None
+    sizes = np.diff(batch.ptr.cpu().numpy())
+    labelled = ~np.isnan(target.reshape(len(target), -1)).any(axis=1)
+    return Prediction(predicted, target, structure + first, sizes[structure], numbers).select(labelled)
+
+
+def _concatenate(parts: Sequence[Prediction]) -> Prediction:
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    numbers = None if parts[0].atomic_numbers is None else joined("atomic_numbers")
+    return Prediction(joined("predicted"), joined("target"), joined("structure"), joined("n_atoms"), numbers)
+
+
+def model_graphs(model: MFMModel, store: Store, tasks: Sequence[str]) -> Iterator[AtomicGraph]:
+    """Graphs of a dataset as the model wants them: its cutoff, precision and references."""
+    dataset = GraphDataset(store, model.cutoff, tasks, model.domain.references, model.dtype, cache=False)
+    return (dataset[i] for i in range(len(dataset)))
+
+
+def evaluate(
+    model: MFMModel, store: Store, tasks: Sequence[str] | None = None, max_atoms: int = _MOST_ATOMS
+) -> Evaluation:
+    """Errors of a model on every label of a dataset that it predicts, on the model's device and in its precision.
+
+    Parameters
+    ----------
+    tasks : sequence of str, optional
+        Labels to compare; all if not given.
+    max_atoms : int
+        Most atoms in a batch.
+
+    Raises
+    ------
+    ValueError
+        If nothing can be compared, or the dataset has elements that the model does not know.
+    """
+    direct, derivatives = evaluable(model, store, tasks)
+    graphs = model_graphs(model, store, [*direct, *derivatives])
+    predictions = predict_labelled(model, batched(graphs, max_atoms), direct, derivatives)
+    return Evaluation(
+        dataset=store.card.name,
+        digest=store.digest,
+        n_structures=len(store),
+        levels={fidelity: level.label for fidelity, level in store.card.levels.items()},
+        metrics={task: errors(task, found) for task, found in predictions.items()},
+        by_element={task: errors_by_element(task, found) for task, found in predictions.items()},
+        by_molecule={task: errors_by_group(task, found, store.molecules) for task, found in predictions.items()},
+        predictions=predictions,
+    )

@@ -1,0 +1,184 @@
+"""From a data configuration to splits, references, scale and batches."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from mfm.data.dataset import GraphDataset
+from mfm.data.opening import open_dataset
+from mfm.data.references import fit_references, residual_energies
+from mfm.data.sampling import AtomBudgetBatchSampler
+from mfm.data.splits import by_molecule, random_frames
+from mfm.data.store import Store
+from mfm.fidelity import merge_levels
+from mfm.graph import collate, neighbour_list
+from mfm.heads.energy import TaskConfig
+from mfm.model import Domain
+from mfm.properties import parse_task
+from mfm.training.module import TrainingBatch
+from mfm.training.recipe import BatchConfig, DataConfig
+from mfm.training.schedule import Clock
+
+__all__ = ["RunData", "StageBatches", "fit_domain", "prepare_data", "stage_derivatives", "stage_sampler"]
+
+logger = logging.getLogger(__name__)
+
+_SAMPLED = 1000
+"""Structures whose neighbours are counted; the average hardly moves beyond."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """Data of a run, divided."""
+
+    train: Store
+    valid: Store | None
+    test: Store | None
+
+
+class StageBatches:
+    """Endless batches of a stage, from the position of a clock on.
+
+    Epochs follow each other without a pause, so that the training loop pays nothing at their ends.
+    """
+
+    def __init__(self, dataset: GraphDataset, sampler: AtomBudgetBatchSampler, clock: Clock) -> None:
+        self._dataset = dataset
+        self._sampler = sampler
+        self._clock = clock
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        epoch = self._clock.epoch
+        self._sampler.set_epoch(epoch)
+        self._sampler.position = self._clock.batch
+        while True:
+            for chosen in self._sampler:
+                yield TrainingBatch(collate([self._dataset[i] for i in chosen]), len(self._sampler))
+            epoch += 1
+            self._sampler.set_epoch(epoch)
+
+
+def prepare_data(config: DataConfig, tasks: Sequence[str]) -> RunData:
+    """Open the datasets of a run and divide them.
+
+    Parameters
+    ----------
+    tasks : sequence of str
+        Energy tasks of the model.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be read, a task has no label to train on, or two files give a fidelity another meaning.
+    """
+    train = _open(config, config.train)
+    valid, test = (None if name is None else _open(config, name) for name in (config.valid, config.test))
+    for name, store in (("valid", valid), ("test", test)):
+        if store is not None:
+            merge_levels(train.card.levels, store.card.levels, f"`data.{name}`")
+    fractions = {}
+    if valid is None and config.valid_fraction:
+        fractions["valid"] = config.valid_fraction
+    if test is None and config.test_fraction:
+        fractions["test"] = config.test_fraction
+    if fractions:
+        fractions["train"] = 1.0 - sum(fractions.values())
+        divide = by_molecule if config.split == "by_molecule" else random_frames
+        parts = divide(train, fractions, config.seed)
+        valid = train.subset(parts["valid"]) if "valid" in parts else valid
+        test = train.subset(parts["test"]) if "test" in parts and test is None else test
+        train = train.subset(parts["train"])
+    if config.n_train is not None:
+        train = _draw(train, config.n_train, config.seed)
+    for task in tasks:
+        if not train.coverage(task).any():
+            raise ValueError(
+                f"task `{task}` needs labels in `{config.train}`, which has {', '.join(train.labels) or 'none'};"
+                " leave the task out, or name the level of a foreign file with `data.fidelity`"
+            )
+    return RunData(train, valid, test)
+
+
+def _open(config: DataConfig, source: str) -> Store:
+    asked = {"format": config.format, "fidelity": config.fidelity, "keys": config.keys, "units": config.units}
+    return open_dataset(source, **{name: value for name, value in asked.items() if value})  # type: ignore[arg-type]
+
+
+def _draw(store: Store, count: int, seed: int) -> Store:
+    """So many records at random; those of a smaller count are among those of a larger."""
+    if count > len(store):
+        raise ValueError(f"`data.n_train` must be at most the {len(store)} structures left for training, got {count}")
+    return store.subset(np.sort(np.random.default_rng(seed).permutation(len(store))[:count]))
+
+
+def fit_domain(store: Store, tasks: Sequence[str], cutoff: float) -> Domain:
+    """What a model has to know of its training set: references, levels, scale, neighbours, charge states.
+
+    Parameters
+    ----------
+    tasks : sequence of str
+        Energy tasks of the model.
+    cutoff : float, Å
+    """
+    fidelities = [parse_task(task).fidelity for task in tasks]
+    references = fit_references(store, fidelities)
+    states = _charge_states(store)
+    return Domain(
+        references=references,
+        levels={fidelity: store.card.levels[fidelity] for fidelity in fidelities},
+        scale=_scale(store, fidelities, references),
+        average_neighbours=_average_neighbours(store, cutoff),
+        charges=tuple(sorted({charge for charge, _ in states})),
+        multiplicities=tuple(sorted({multiplicity for _, multiplicity in states})),
+    )
+
+
+def _charge_states(store: Store) -> set[tuple[int, int]]:
+    structures = (record.structure for record in store)
+    return {(structure.charge, structure.multiplicity or 1) for structure in structures}
+
+
+def _scale(store: Store, fidelities: Sequence[str], references: Mapping[str, Mapping[int, float]]) -> float:
+    """Root mean square force component, eV/Å; without any force, the spread of the energies per atom."""
+    forces = [f"forces_{fidelity}" for fidelity in fidelities]
+    components = [store.values(task).reshape(-1) for task in forces if store.coverage(task).any()]
+    if components:
+        scale = float(np.sqrt(np.mean(np.square(np.concatenate(components)))))
+    else:
+        residuals = [
+            residual_energies(store, f"energy_{name}", references[name]) / store.n_atoms for name in fidelities
+        ]
+        spread = np.concatenate([values[np.isfinite(values)] - np.nanmean(values) for values in residuals])
+        scale = float(np.sqrt(np.mean(np.square(spread))))
+    return scale if scale > 0 else 1.0
+
+
+def _average_neighbours(store: Store, cutoff: float) -> float:
+    chosen = np.unique(np.linspace(0, len(store) - 1, min(len(store), _SAMPLED)).astype(int))
+    counts = [neighbour_list(store[int(i)].structure, cutoff)[0].shape[1] for i in chosen]
+    return max(float(np.sum(counts) / store.n_atoms[chosen].sum()), 1.0)
+
+
+def stage_derivatives(store: Store, tasks: Mapping[str, TaskConfig], chosen: Sequence[str]) -> list[str]:
+    """Forces and stresses that a stage learns: those with labels and a weight."""
+    wanted = []
+    for task in chosen:
+        fidelity = parse_task(task).fidelity
+        weights = {f"forces_{fidelity}": tasks[task].forces_weight, f"stress_{fidelity}": tasks[task].stress_weight}
+        wanted += [name for name, weight in weights.items() if weight > 0 and store.coverage(name).any()]
+    return wanted
+
+
+def stage_sampler(store: Store, tasks: Sequence[str], config: BatchConfig, seed: int) -> AtomBudgetBatchSampler:
+    """Batches of a stage; with `ratios`, fidelities in a stated mixture."""
+    groups = None if config.ratios is None else {parse_task(task).fidelity: store.coverage(task) for task in tasks}
+    return AtomBudgetBatchSampler(
+        store.n_atoms,
+        config.atoms,
+        max_structures=config.structures,
+        groups=groups,
+        ratios=config.ratios,
+        seed=seed,
+    )

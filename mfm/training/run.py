@@ -1,0 +1,300 @@
+"""A whole run: stages one after another, resumable at any step, recorded, evaluated at the end."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mfm import tracking
+from mfm.checkpoint import load_model, save_checkpoint
+from mfm.evaluation.evaluate import Evaluation, evaluate
+from mfm.evaluation.plots import plot_learning_curves
+from mfm.model import MFMModel, build_model
+from mfm.training.callbacks import Interruption
+from mfm.training.data import RunData, fit_domain, prepare_data
+from mfm.training.history import History
+from mfm.training.recipe import RunConfig
+from mfm.training.resume import TrainingState, isolated_random_state, load_state, random_state, save_state
+from mfm.training.stage import Stage, StageHooks, build_stage, fit_stage, set_trainable
+from mfm.training.transfer import start_from
+
+__all__ = ["RESOLVED_CONFIG", "TrainResult", "train"]
+
+logger = logging.getLogger(__name__)
+
+RESOLVED_CONFIG = "config.yaml"
+"""File in a run's folder with the whole configuration, defaults included."""
+_STATE = "state.pt"
+_HISTORY = "history.jsonl"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run left."""
+
+    finished: bool
+    """Whether every stage is done; otherwise the run can be resumed."""
+    folder: Path
+    checkpoint: Path
+    """The model; of an unfinished run, not there yet."""
+    evaluations: Mapping[str, Evaluation]
+    """``valid`` and ``test`` to errors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the parts of a run share."""
+
+    config: RunConfig
+    folder: Path
+    data: RunData
+    model: MFMModel
+    history: History
+    tracker: tracking.Run
+    runs: dict[str, str]
+    interruption: Interruption
+    parent: str
+    """Checkpoint the weights came from, if any."""
+
+
+def train(
+    config: RunConfig,
+    *,
+    initial: Path | None = None,
+    resume: bool = False,
+    stop_after: tuple[str, int] | None = None,
+) -> TrainResult:
+    """Train every stage of a run, or the rest of it.
+
+    The caller's random states and signal handlers are as before when it returns.
+
+    Parameters
+    ----------
+    config : RunConfig
+    initial : Path, optional
+        Checkpoint to take weights, references and scale from.
+    resume : bool
+        Continue the run in the configuration's folder. On the CPU, with the same number of threads, the result is
+        bit for bit that of a run that was never stopped.
+    stop_after : (stage, steps), optional
+        Stop in that stage after so many steps, as an interruption would.
+
+    Raises
+    ------
+    ValueError
+        If data, tasks and stages do not fit, the folder holds another run, there is nothing complete to resume, or
+        the loss stops being finite.
+    """
+    with isolated_random_state(config.seed), Interruption().caught() as interruption:
+        run, state = _begin(config, initial, resume, interruption)
+        status = "FAILED"
+        try:
+            finished = _run_stages(run, state, stop_after)
+            evaluations = _conclude(run) if finished else {}
+            status = "FINISHED" if finished else "KILLED"
+        finally:
+            run.tracker.finish(status)
+    return TrainResult(finished, run.folder, run.folder / "model.mfm", evaluations)
+
+
+def _begin(
+    config: RunConfig, initial: Path | None, resume: bool, interruption: Interruption
+) -> tuple[_Run, TrainingState | None]:
+    folder = Path(config.folder)
+    state = load_state(folder / _STATE) if resume else None
+    if state is None and (folder / RESOLVED_CONFIG).exists():
+        raise ValueError(
+            f"`{folder}` already holds a run; continue it with `mfm train --resume {folder}`, or name another folder"
+            " with `--output`"
+        )
+    parent_model = None if initial is None else load_model(initial)
+    if parent_model is not None:
+        config = _adopt_backbone(config, parent_model)
+    data = prepare_data(config.data, list(config.model.tasks))
+    if state is not None:
+        _check_same_run(state, config, data, folder)
+    domain = fit_domain(data.train, list(config.model.tasks), config.model.backbone.cutoff)
+    dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
+    if parent_model is None:
+        model = build_model(config.model, domain, config.seed, dtype)
+    else:
+        model = start_from(parent_model, config.model, domain, config.seed, dtype)
+    model.to(_device(config.device))
+    if state is not None:
+        model.load_state_dict(state["model"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESOLVED_CONFIG).write_text(_to_yaml(config), encoding="utf-8")
+    runs = {} if state is None else dict(state["runs"])
+    tracker = _open_tracker(config, data, model, runs)
+    parent = "" if initial is None else str(initial)
+    run = _Run(config, folder, data, model, History(folder / _HISTORY), tracker, runs, interruption, parent)
+    if state is None:
+        _save(run, 0, None)
+    return run, state
+
+
+def _adopt_backbone(config: RunConfig, parent: MFMModel) -> RunConfig:
+    """The parent's representation, unless the recipe states its own (which must then be the same)."""
+    stated = config.model.model_fields_set - {"tasks"}
+    if not stated:
+        model = {**parent.config.model_dump(), "tasks": config.model.model_dump()["tasks"]}
+        return RunConfig.model_validate({**config.model_dump(), "model": model})
+    if config.model.backbone != parent.config.backbone:
+        raise ValueError(
+            "`model.backbone` must be the parent checkpoint's to start from its weights, got another; leave it out"
+        )
+    return config
+
+
+def _check_same_run(state: TrainingState, config: RunConfig, data: RunData, folder: Path) -> None:
+    then, now = tracking.flatten(json.loads(state["config"])), tracking.flatten(config.model_dump(mode="json"))
+    changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+    if changed:
+        raise ValueError(
+            f"cannot resume `{folder}`: its configuration differs in {', '.join(changed[:5])}; restore it, or start a"
+            " new run"
+        )
+    if state["data_digest"] != data.train.digest:
+        raise ValueError(
+            f"cannot resume `{folder}`: the training set must have digest {state['data_digest']}, got"
+            f" {data.train.digest}; the data have changed"
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"`device` must be auto, cpu or cuda, got `{name}`") from error
+
+
+def _to_yaml(config: RunConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _open_tracker(config: RunConfig, data: RunData, model: MFMModel, runs: dict[str, str]) -> tracking.Run:
+    if config.tracking == "none":
+        return tracking.NoRun()
+    tags = {
+        "mfm.commit": tracking.code_version(),
+        "mfm.data": data.train.digest,
+        "mfm.seed": str(config.seed),
+        "mfm.fidelities": ",".join(model.fidelities),
+    }
+    tracker = tracking.start_run(
+        config.tracking.experiment, config.name, tags, config.tracking.directory, runs.get("parent")
+    )
+    runs["parent"] = tracker.run_id
+    flat = tracking.flatten(config.model_dump(mode="json", exclude={"stages"}))
+    tracker.log_params({**flat, "n_parameters": sum(p.numel() for p in model.parameters())})
+    for context, store in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        if store is not None:
+            tracker.log_params({f"n_{context}": len(store)})
+            tracker.log_dataset(store.card.name, config.data.train, store.digest, context)
+    return tracker
+
+
+def _run_stages(run: _Run, state: TrainingState | None, stop_after: tuple[str, int] | None) -> bool:
+    first = 0 if state is None else state["stage"]
+    if state is not None:
+        step = 0 if state["clock"] is None else int(state["clock"]["step"])
+        current = run.config.stages[first].name if first < len(run.config.stages) else ""
+        run.history.forget_after([stage.name for stage in run.config.stages[:first]], current, step)
+    for number in range(first, len(run.config.stages)):
+        if run.config.stages[number].skip:
+            continue
+        within = state if state is not None and number == first and state["clock"] is not None else None
+        if not _run_stage(run, number, within, stop_after):
+            return False
+        _save(run, number + 1, None)
+        if run.interruption.requested and number + 1 < len(run.config.stages):
+            return False
+    set_trainable(run.model, "all")
+    return True
+
+
+def _run_stage(run: _Run, number: int, state: TrainingState | None, stop_after: tuple[str, int] | None) -> bool:
+    config = run.config.stages[number]
+    child = run.tracker.child(config.name, {"mfm.stage": config.name}, run.runs.get(config.name))
+    run.runs[config.name] = child.run_id
+    child.log_params(tracking.flatten(config.model_dump(mode="json")))
+    stage = build_stage(run.model, run.data, run.config, number, state)
+
+    def report(metrics: Mapping[str, float], step: int) -> None:
+        run.history.append(config.name, metrics, step)
+        child.log_metrics(metrics, step)
+
+    hooks = StageHooks(report, save=lambda current: _save(run, number, current))
+    steps = stop_after[1] if stop_after is not None and stop_after[0] == config.name else None
+    status = "FAILED"
+    try:
+        finished = fit_stage(stage, run.config, run.interruption, hooks, state, steps)
+        status = "FINISHED" if finished else "KILLED"
+        if finished:
+            path = run.folder / f"stage-{config.name}.mfm"
+            save_checkpoint(path, run.model, _provenance(run, config.name, stage.clock.state_dict()))
+    finally:
+        child.finish(status)
+    return finished
+
+
+def _save(run: _Run, number: int, stage: Stage | None) -> None:
+    """Write the state: within a stage, or before the stage of that number."""
+    state = TrainingState(
+        format=_FORMAT,
+        config=json.dumps(run.config.model_dump(mode="json")),
+        data_digest=run.data.train.digest,
+        stage=number,
+        clock=None if stage is None else stage.clock.state_dict(),
+        model=run.model.state_dict(),
+        average=None if stage is None else stage.average.state_dict(),
+        optimizer=None if stage is None else stage.optimizer.state_dict(),
+        random=random_state(),
+        runs=run.runs,
+    )
+    save_state(run.folder / _STATE, state)
+
+
+def _provenance(run: _Run, stage: str, clock: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "run": run.config.model_dump(mode="json"),
+        "stage": stage,
+        "clock": dict(clock),
+        "commit": tracking.code_version(),
+        "packages": {name: importlib.metadata.version(name) for name in ("torch-geometric", "lightning")},
+        "data": {"name": run.data.train.card.name, "digest": run.data.train.digest, "n_train": len(run.data.train)},
+        "parent": run.parent,
+    }
+
+
+def _conclude(run: _Run) -> dict[str, Evaluation]:
+    """Save the model, evaluate it, draw and record."""
+    checkpoint = run.folder / "model.mfm"
+    save_checkpoint(checkpoint, run.model, _provenance(run, "final", {}))
+    files = [run.folder / RESOLVED_CONFIG]
+    evaluations = {}
+    for split, prefix, store in (("valid", "val", run.data.valid), ("test", "test", run.data.test)):
+        if store is None:
+            continue
+        evaluations[split] = evaluate(run.model, store)
+        files += evaluations[split].write(run.folder / "evaluation", split)
+        run.tracker.log_metrics(evaluations[split].flat(prefix), step=0)
+    curves, boundaries = run.history.curves()
+    shown = {name: points for name, points in curves.items() if name.startswith(("val/", "train/loss"))}
+    shown = {name: points for name, points in shown.items() if "rmse" not in name and not name.endswith("mae_mev")}
+    if shown:
+        files.append(run.folder / "evaluation" / "learning_curves.png")
+        files[-1].parent.mkdir(parents=True, exist_ok=True)
+        plot_learning_curves(shown, files[-1], boundaries)
+    run.tracker.log_artifacts(files)
+    run.tracker.log_checkpoint(checkpoint, run.config.name, {"fidelities": ",".join(run.model.fidelities)})
+    return evaluations

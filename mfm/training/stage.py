@@ -1,0 +1,230 @@
+"""One stage of a recipe: from the model as it is to the model with averaged weights."""
+
+import contextlib
+import fnmatch
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfm.data.dataset import GraphDataset
+from mfm.evaluation.evaluate import batched, evaluable, model_graphs, predict_labelled
+from mfm.evaluation.metrics import errors
+from mfm.graph import AtomicGraph
+from mfm.losses import LossTerm, combine, loss_terms
+from mfm.model import MFMModel
+from mfm.properties import parse_task
+from mfm.training.callbacks import Interruption, StageCallback
+from mfm.training.data import RunData, StageBatches, stage_derivatives, stage_sampler
+from mfm.training.ema import WeightAverage
+from mfm.training.module import StageModule, build_optimizer
+from mfm.training.recipe import RunConfig, StageConfig
+from mfm.training.resume import TrainingState, restore_random_state
+from mfm.training.schedule import Clock
+
+__all__ = ["Stage", "StageHooks", "build_stage", "fit_stage", "set_trainable"]
+
+logger = logging.getLogger(__name__)
+
+
+class StageHooks(NamedTuple):
+    """What a stage tells the run."""
+
+    report: Callable[[Mapping[str, float], int], None]
+    """Receives metrics and the step they belong to."""
+    save: Callable[["Stage"], None]
+    """Writes a resumable state."""
+
+
+class Stage(NamedTuple):
+    """A stage that is ready to train, and everything of it that a state holds."""
+
+    config: StageConfig
+    module: StageModule
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage
+    clock: Clock
+    batches: StageBatches
+    validate: Callable[[], dict[str, float]]
+
+
+def set_trainable(model: MFMModel, patterns: str | list[str]) -> None:
+    """Let the parameters train whose name fits a pattern, and freeze the others.
+
+    Raises
+    ------
+    ValueError
+        If a pattern fits no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    wanted = ["*"] if patterns == "all" else list(patterns)
+    for pattern in wanted:
+        if not fnmatch.filter(names, pattern):
+            parts = sorted({".".join(name.split(".")[:2]) for name in names})
+            raise ValueError(f"`trainable` pattern `{pattern}` fits no parameter; they are {', '.join(parts)}, ...")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatch.fnmatch(name, pattern) for pattern in wanted))
+
+
+def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, state: TrainingState | None) -> Stage:
+    """Make a stage, at its beginning or where a saved state left it.
+
+    Parameters
+    ----------
+    number : int
+        Which of the configuration's stages.
+    state : TrainingState, optional
+        Taken within this stage.
+    """
+    stage = config.stages[number]
+    tasks = config.stage_tasks(stage)
+    labelled = np.any([data.train.coverage(task) for task in tasks], axis=0)
+    store = data.train.subset(np.flatnonzero(labelled))
+    derivatives = stage_derivatives(store, model.config.tasks, tasks)
+    set_trainable(model, stage.trainable)
+    optimizer = build_optimizer(model, config.optimizer, stage.lr or config.optimizer.lr)
+    average = WeightAverage(model, config.optimizer.ema)
+    clock = Clock(next(model.parameters()).device.type)
+    dataset = GraphDataset(store, model.cutoff, [*tasks, *derivatives], model.domain.references, model.dtype)
+    # another order in each stage
+    sampler = stage_sampler(store, tasks, config.batch, seed=config.seed + 1000 * number)
+    losses = _losses(model, config.optimizer.condition_penalty)
+    module = StageModule(model, (tasks, derivatives), losses, optimizer, config.optimizer, stage.budget, average, clock)
+    module.stage_name = stage.name
+    if state is not None:
+        # after the module has seen the peak learning rate, which the saved groups do not hold
+        assert state["optimizer"] is not None
+        assert state["average"] is not None
+        assert state["clock"] is not None
+        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+        clock.load_state_dict(state["clock"])
+    logger.info(
+        "stage %s: %d structures, %d batches per epoch, learns %s",
+        stage.name, len(store), len(sampler), ", ".join([*tasks, *derivatives]),
+    )  # fmt: skip
+    batches = StageBatches(dataset, sampler, clock)
+    return Stage(stage, module, optimizer, average, clock, batches, _validator(model, data, tasks, average))
+
+
+def _losses(
+    model: MFMModel, penalty: float
+) -> Callable[[Mapping[str, Tensor], AtomicGraph], tuple[Tensor, Mapping[str, LossTerm]]]:
+    tasks, scale = model.config.tasks, model.domain.scale
+    conditioned = any(task.join == "conditioned" for task in tasks.values())
+
+    def losses(outputs: Mapping[str, Tensor], graph: AtomicGraph) -> tuple[Tensor, Mapping[str, LossTerm]]:
+        terms = loss_terms(outputs, graph, tasks, scale)
+        total = combine(terms)
+        return (total + penalty * model.condition_penalty() if conditioned else total), terms
+
+    return losses
+
+
+def _validator(
+    model: MFMModel, data: RunData, tasks: list[str], average: WeightAverage
+) -> Callable[[], dict[str, float]]:
+    """Function that measures the averaged weights on the validation set, whose graphs it keeps."""
+    if data.valid is None:
+        return dict
+    fidelities = {parse_task(task).fidelity for task in tasks}
+    labels = [task for task in data.valid.labels if parse_task(task).fidelity in fidelities]
+    if not any(data.valid.coverage(task).any() for task in labels):
+        logger.warning(
+            "the validation set has no label of %s; the stage is not validated", ", ".join(sorted(fidelities))
+        )
+        return dict
+    direct, derivatives = evaluable(model, data.valid, labels)
+    device = next(model.parameters()).device
+    batches = [batch.to(device) for batch in batched(model_graphs(model, data.valid, [*direct, *derivatives]))]
+
+    def validate() -> dict[str, float]:
+        with average.applied():
+            found = predict_labelled(model, batches, direct, derivatives)
+        return {
+            f"val/{task}/{name}": value
+            for task, prediction in found.items()
+            for name, value in errors(task, prediction).items()
+            if name != "count"
+        }
+
+    return validate
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Context without Lightning's reports on hardware and its tips."""
+    names = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Lightning 2.6 asks torch 2.13 in a way that torch is about to drop
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def fit_stage(
+    stage: Stage,
+    config: RunConfig,
+    interruption: Interruption,
+    hooks: StageHooks,
+    state: TrainingState | None = None,
+    stop_after: int | None = None,
+) -> bool:
+    """Train until the budget is spent or a stop is requested; returns whether the stage is finished.
+
+    A finished stage leaves the averaged weights in the model.
+
+    Parameters
+    ----------
+    state : TrainingState, optional
+        Whose random state to continue with.
+    stop_after : int, optional
+        Steps of the stage after which to stop as if interrupted.
+    """
+    callback = StageCallback(
+        interruption,
+        stage.validate,
+        hooks.report,
+        save=lambda: hooks.save(stage),
+        n_validations=config.validations,
+        log_every=config.log_every,
+        stop_after=stop_after,
+    )
+    device = next(stage.module.model.parameters()).device
+    options: dict[str, Any] = {"accelerator": "gpu" if device.type == "cuda" else "cpu", "devices": 1}
+    with _quiet_lightning():
+        trainer = lightning.Trainer(
+            **options,
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            inference_mode=False,
+            use_distributed_sampler=False,
+            callbacks=[callback],
+        )
+        if state is not None:
+            restore_random_state(state["random"])
+        if stage.module.progress() < 1 and not interruption.requested:
+            stage.module.train()
+            trainer.fit(stage.module, train_dataloaders=stage.batches)
+    stage.module.to(device)
+    if stage.module.progress() < 1:
+        hooks.save(stage)
+        return False
+    stage.average.copy_to_model()
+    return True

@@ -1,0 +1,192 @@
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from mfm.checkpoint import load_model, read_provenance
+from mfm.config import validate
+from mfm.training.recipe import RunConfig
+from mfm.training.resume import load_state, random_state
+from mfm.training.run import TrainResult, train
+from tests.morse import recipe
+
+
+def _config(file: Path, output: Path, **changes) -> RunConfig:
+    return validate(RunConfig, recipe(str(file), str(output), **changes))
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_model(path).state_dict()
+
+
+def _assert_same_bits(one: Path, other: Path) -> None:
+    mine, theirs = _weights(one), _weights(other)
+    assert mine.keys() == theirs.keys()
+    differing = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+    assert not differing
+
+
+@pytest.fixture(scope="module")
+def whole(morse_file: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run that was never stopped."""
+    return train(_config(morse_file, tmp_path_factory.mktemp("run") / "whole"))
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(whole: TrainResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take longer than all these runs together; `whole` has drawn them."""
+    monkeypatch.setattr("mfm.evaluation.evaluate.plot_parity", lambda *args, **kwargs: args[1].touch())
+    monkeypatch.setattr("mfm.training.run.plot_learning_curves", lambda *args, **kwargs: args[1].touch())
+
+
+def test_a_run_leaves_models_tables_figures_and_curves(whole):
+    assert whole.finished
+    names = {str(path.relative_to(whole.folder)) for path in whole.folder.rglob("*") if path.is_file()}
+    assert names >= {
+        "config.yaml", "history.jsonl", "model.mfm", "stage-low.mfm", "stage-joint.mfm", "state.pt",
+        "evaluation/test.json", "evaluation/test.md", "evaluation/test.csv", "evaluation/test_parity.png",
+        "evaluation/learning_curves.png",
+    }  # fmt: skip
+    assert set(whole.evaluations["test"].metrics) == {"energy_low", "energy_high", "forces_low"}
+    _assert_same_bits(whole.folder / "stage-joint.mfm", whole.checkpoint)
+    provenance = read_provenance(whole.checkpoint)
+    assert provenance["run"]["seed"] == 0
+    assert provenance["data"]["n_train"] == 16
+
+
+def test_the_second_stage_starts_from_the_first(whole, morse_file, tmp_path):
+    stages = recipe("", "")["stages"]
+    stages[1]["max_steps"] = 1
+    stages[1]["lr"] = 1e-30
+    result = train(_config(morse_file, tmp_path / "run", stages=stages))
+    _assert_same_bits(result.folder / "stage-low.mfm", whole.folder / "stage-low.mfm")
+    low, final = _weights(result.folder / "stage-low.mfm"), _weights(result.checkpoint)
+    torch.testing.assert_close(final, low, rtol=0, atol=1e-25)  # what a learning rate of 1e-30 can move
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [[("low", 6)], [("low", 20)], [("joint", 7)], [("low", 1), ("low", 8), ("joint", 3)]],
+    ids=["within an epoch", "between stages", "second stage", "three times"],
+)
+def test_a_resumed_run_gives_the_same_bits(whole, morse_file, tmp_path, stops):
+    config = _config(morse_file, tmp_path / "run")
+    for number, stop in enumerate(stops):
+        result = train(config, resume=number > 0, stop_after=stop)
+        assert result.finished is False or stop == ("low", 20)
+    if not result.finished:
+        torch.rand(3)  # whatever happens in between must not matter
+        result = train(config, resume=True)
+    assert result.finished
+    _assert_same_bits(result.checkpoint, whole.checkpoint)
+    assert (result.folder / "history.jsonl").read_text().count("val/") == (
+        (whole.folder / "history.jsonl").read_text().count("val/")
+    )
+
+
+def test_the_callers_random_state_and_signal_handlers_are_kept(morse_file, tmp_path):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = random_state()
+    train(_config(morse_file, tmp_path / "run", stages=[{"name": "a", "max_steps": 1}]))
+    after = random_state()
+    assert torch.equal(before["torch"], after["torch"])
+    # python's own generator is not compared: beartype, which checks annotations here, draws from it
+    assert torch.equal(before["numpy"][1], after["numpy"][1])
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_a_run_that_can_be_resumed(whole, morse_file, tmp_path, number, caplog):
+    config = _config(morse_file, tmp_path / "run")
+
+    class Send(logging.Handler):
+        """Sends the signal at the first validation of the first stage, which is in the middle of it."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if "low  50 %" in record.getMessage():
+                os.kill(os.getpid(), number)
+
+    logger = logging.getLogger("mfm.training.callbacks")
+    handler = Send()
+    logger.addHandler(handler)
+    try:
+        with caplog.at_level(logging.INFO, "mfm"):
+            assert not train(config).finished
+    finally:
+        logger.removeHandler(handler)
+    clock = load_state(tmp_path / "run" / "state.pt")["clock"]
+    assert clock is not None
+    assert clock["step"] == 10
+    result = train(config, resume=True)
+    _assert_same_bits(result.checkpoint, whole.checkpoint)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(whole, morse_file):
+    with pytest.raises(ValueError, match=r"already holds a run; continue it with `mfm train --resume"):
+        train(_config(morse_file, whole.folder))
+
+
+def test_another_configuration_or_other_data_cannot_resume(whole, morse_file, tmp_path):
+    with pytest.raises(ValueError, match=r"its configuration differs in optimizer\.lr;"):
+        train(_config(morse_file, whole.folder, optimizer={"lr": 1e-4}), resume=True)
+    with pytest.raises(ValueError, match=r"cannot resume: `.*state\.pt` does not exist"):
+        train(_config(morse_file, tmp_path / "new"), resume=True)
+
+
+def test_a_skipped_stage_is_left_out(whole, morse_file, tmp_path):
+    stages = recipe("", "")["stages"]
+    stages[1]["skip"] = True
+    result = train(_config(morse_file, tmp_path / "run", stages=stages))
+    assert not (result.folder / "stage-joint.mfm").exists()
+    _assert_same_bits(result.checkpoint, whole.folder / "stage-low.mfm")
+
+
+def test_only_what_is_trainable_moves(whole, morse_file, tmp_path):
+    stages = [{"name": "readout", "max_steps": 3, "trainable": ["heads.energy_high.*"]}]
+    config = _config(morse_file, tmp_path / "run", stages=stages)
+    result = train(config, initial=whole.checkpoint)
+    before, after = _weights(whole.checkpoint), _weights(result.checkpoint)
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("heads.energy_high.") for name in moved)
+    with pytest.raises(ValueError, match=r"`trainable` pattern `head\.\*` fits no parameter; they are backbone"):
+        train(_config(morse_file, tmp_path / "b", stages=[{"name": "a", "max_steps": 3, "trainable": ["head.*"]}]))
+
+
+def test_starting_from_a_parent_is_not_worse_than_the_parent(whole, morse_file, tmp_path):
+    stages = [{"name": "again", "max_steps": 1, "lr": 1e-30}]
+    result = train(_config(morse_file, tmp_path / "run", stages=stages), initial=whole.checkpoint)
+    _assert_same_bits(result.checkpoint, whole.checkpoint)
+    assert result.evaluations["test"].metrics == whole.evaluations["test"].metrics
+    model = {"backbone": {"n_layers": 2}}
+    with pytest.raises(ValueError, match=r"`model\.backbone` must be the parent checkpoint's"):
+        train(_config(morse_file, tmp_path / "c", model=model), initial=whole.checkpoint)
+
+
+def test_a_loss_that_explodes_ends_the_run(morse_file, tmp_path):
+    config = _config(morse_file, tmp_path / "run", optimizer={"lr": 1e20, "warmup_steps": 0})
+    with pytest.raises(ValueError, match=r"the loss must stay finite, got .* of stage `low`; lower `optimizer\.lr`"):
+        train(config)
+
+
+def test_a_budget_in_minutes_ends_the_schedule_with_it(morse_file, tmp_path):
+    stages = [{"name": "short", "max_minutes": 0.02}]
+    result = train(_config(morse_file, tmp_path / "run", stages=stages, validations=1))
+    clock = read_provenance(result.folder / "stage-short.mfm")["clock"]
+    assert 1.2 <= clock["seconds"] < 6
+    assert clock["step"] > 5
+
+
+def test_tasks_without_labels_are_refused(morse_file, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"task `energy_ccsdt` needs labels in `.*`, which has energy_high, energy_low"
+    ):
+        train(_config(morse_file, tmp_path / "run", tasks={"energy_ccsdt": {}}, stages=[{"name": "a", "epochs": 1}]))
+    with pytest.raises(ValueError, match="`data.n_train` must be at most the 16 structures"):
+        data = {"train": str(morse_file), "n_train": 1000, "valid_fraction": 0.25, "test_fraction": 0.25}
+        train(_config(morse_file, tmp_path / "run", data=data))
+    with pytest.raises(ValueError, match="`device` must be auto, cpu or cuda, got `gpux`"):
+        train(_config(morse_file, tmp_path / "run", device="gpux"))

@@ -74,7 +74,7 @@ class GraphDataset(Dataset[AtomicGraph]):
             return self._cache[item]
         record = self.store[item]
         labels = {task: value for task, value in record.labels.items() if task in self.tasks}
-        labels.update({task: self._residuals[task][item] for task in self._residuals if task in labels})
+        labels.update({task: np.asarray(self._residuals[task][item]) for task in self._residuals if task in labels})
         graph = build_graph(record.structure, self._cutoff, labels, self.tasks, dtype=self._dtype)
         if self._cache is not None:
             self._cache[item] = graph

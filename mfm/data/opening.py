@@ -245,8 +245,8 @@ def _open_benchmark(name: str) -> Store:
     folder = os.environ.get(BENCHMARK_VARIABLE)
     if not folder:
         raise ValueError(
-            f"benchmark `{card_name}` needs its files ({card.source}); set {BENCHMARK_VARIABLE} to the folder"
-            f" that holds `{card.files[0].path if card.files else ''}`"
+            f"benchmark `{card_name}` needs {BENCHMARK_VARIABLE}: set it to the folder that holds"
+            f" `{card.files[0].path if card.files else ''}`; the files come from {card.source}"
         )
     chosen = subset or card.default_subset
     files = [file for file in card.files if file.subset == chosen]

@@ -43,30 +43,30 @@ def test_mistakes_are_named(old, new, message):
 
 
 def test_bad_checksum():
-    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+    with pytest.raises(ValueError, match=r"64 hexadecimal digits"):
         DatasetCard.from_yaml(TEXT + "files: [{path: a.xyz, sha256: abc}]")
 
 
 def test_not_a_mapping():
-    with pytest.raises(ValueError, match="must hold a mapping of keys to values, got list"):
+    with pytest.raises(ValueError, match=r"must hold a mapping of keys to values, got list"):
         DatasetCard.from_yaml("- a")
-    with pytest.raises(ValueError, match="is not valid YAML"):
+    with pytest.raises(ValueError, match=r"is not valid YAML"):
         DatasetCard.from_yaml("a: [")
 
 
 def test_default_subset_must_exist():
     files = f"files: [{{path: a.xyz, sha256: {'a' * 64}, subset: train}}]\ndefault_subset: tran\n"
-    with pytest.raises(ValueError, match="`default_subset` must be one of train, got `tran`"):
+    with pytest.raises(ValueError, match=r"`default_subset` must be one of train, got `tran`"):
         DatasetCard.from_yaml(TEXT + files)
 
 
 def test_unknown_card():
-    with pytest.raises(ValueError, match="card must be a path ending in .yaml or one of .*rmd17.* got `nope`"):
+    with pytest.raises(ValueError, match=r"card must be a path ending in .yaml or one of .*rmd17.* got `nope`"):
         load_card("nope")
 
 
 def test_property_of_refuses_other_words():
-    with pytest.raises(ValueError, match="property must be one of"):
+    with pytest.raises(ValueError, match=r"property must be one of"):
         property_of("colour")
 
 

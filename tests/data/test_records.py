@@ -47,7 +47,7 @@ def test_nan_force_beside_a_finite_energy():
 
 
 def test_infinite_energy():
-    with pytest.raises(ValueError, match="label `energy_dft` must be finite"):
+    with pytest.raises(ValueError, match=r"label `energy_dft` must be finite"):
         Record(WATER, {"energy_dft": np.array(np.inf)})
 
 
@@ -57,5 +57,5 @@ def test_periodic_without_a_cell():
 
 
 def test_positions_that_are_not_finite():
-    with pytest.raises(ValueError, match="`positions` must be finite"):
+    with pytest.raises(ValueError, match=r"`positions` must be finite"):
         Structure(np.array([8]), np.full((1, 3), np.nan))

@@ -79,7 +79,7 @@ def test_flags():
     structure = Structure(np.array([1]), np.zeros((1, 3)))
     store = Store.from_records([Record(structure, {}, flags={"t1": 0.1}), Record(structure, {})], CARD)
     np.testing.assert_array_equal(store.flag("t1"), [0.1, np.nan])
-    with pytest.raises(ValueError, match="flag must be one of t1, got `t2`"):
+    with pytest.raises(ValueError, match=r"flag must be one of t1, got `t2`"):
         store.flag("t2")
 
 
@@ -120,7 +120,7 @@ def test_failed_write_leaves_nothing(tmp_path):
         yield from random_records(3)
         raise RuntimeError("the node went down")
 
-    with pytest.raises(RuntimeError, match="went down"):
+    with pytest.raises(RuntimeError, match=r"went down"):
         write_store(tmp_path / "a.h5", failing(), CARD)
     assert list(tmp_path.iterdir()) == []
 
@@ -128,13 +128,13 @@ def test_failed_write_leaves_nothing(tmp_path):
 def test_failed_write_leaves_the_old_file(tmp_path):
     write_store(tmp_path / "a.h5", random_records(3), CARD)
     before = Store.open(tmp_path / "a.h5").digest
-    with pytest.raises(ValueError, match="must have at least one record"):
+    with pytest.raises(ValueError, match=r"must have at least one record"):
         write_store(tmp_path / "a.h5", [], CARD)
     assert Store.open(tmp_path / "a.h5").digest == before
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(ValueError, match="folder .*nowhere` does not exist"):
+    with pytest.raises(ValueError, match=r"folder .*nowhere` does not exist"):
         write_store(tmp_path / "nowhere" / "a.h5", random_records(1), CARD)
 
 
@@ -143,7 +143,7 @@ def test_truncated_file(tmp_path, share):
     path = tmp_path / "a.h5"
     write_store(path, random_records(30), CARD)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match="may be truncated"):
+    with pytest.raises(ValueError, match=r"may be truncated"):
         Store.open(path)
 
 
@@ -151,12 +151,12 @@ def test_other_hdf5_and_newer_version(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["x"] = np.zeros(3)
-    with pytest.raises(ValueError, match="is HDF5 but not an mfm store"):
+    with pytest.raises(ValueError, match=r"is HDF5 but not an mfm store"):
         Store.open(path)
     write_store(path, random_records(1), CARD)
     with h5py.File(path, "a") as file:
         file.attrs["version"] = 99
-    with pytest.raises(ValueError, match="has store version 99, this mfm reads up to 1; update mfm"):
+    with pytest.raises(ValueError, match=r"has store version 99, this mfm reads up to 1; update mfm"):
         Store.open(path)
 
 
@@ -184,13 +184,13 @@ def test_overlap_across_a_boundary():
 
 def test_bad_requests():
     store = Store.from_records(random_records(4), CARD)
-    with pytest.raises(ValueError, match="task must be an energy, got `forces_dft`"):
+    with pytest.raises(ValueError, match=r"task must be an energy, got `forces_dft`"):
         store.energies("forces_dft")
-    with pytest.raises(ValueError, match="label must be one of energy_ccsdt, energy_dft, forces_dft, got `dipole_dft`"):
+    with pytest.raises(ValueError, match=r"label must be one of energy_ccsdt, energy_dft, forces_dft, got `dipole_dft`"):
         store.values("dipole_dft")
-    with pytest.raises(ValueError, match="indices must lie in 0 to 3, got 0 to 9"):
+    with pytest.raises(ValueError, match=r"indices must lie in 0 to 3, got 0 to 9"):
         store.subset([0, 9])
-    with pytest.raises(ValueError, match="`elements` must hold every element of the store"):
+    with pytest.raises(ValueError, match=r"`elements` must hold every element of the store"):
         store.composition([1])
-    with pytest.raises(IndexError, match="record must lie in 0 to 3, got 4"):
+    with pytest.raises(IndexError, match=r"record must lie in 0 to 3, got 4"):
         store[4]

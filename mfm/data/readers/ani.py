@@ -86,6 +86,6 @@ def _records(path: Path, columns: list[Column], options: ReadOptions) -> Iterato
                 yield make_record(where, numbers[i], frame, labels, origin=options.origin)
 
 
-def _is_present(task: str, value: np.ndarray) -> bool:
+def _is_present(task: str, value: np.ndarray | np.floating) -> bool:
     # the release writes exact zeros for Hirshfeld charges that were not computed
     return present(value) and (parse_task(task).property != "charges" or bool(np.any(value)))

@@ -233,7 +233,7 @@ def _is_reshaped(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     return len(squeezed) == 1 and squeezed[0] == int(np.prod(expected))
 
 
-def present(value: np.ndarray) -> bool:
+def present(value: np.ndarray | np.floating) -> bool:
     """Whether a value is there at all, in formats that write NaN for what was not computed."""
     return not bool(np.isnan(value).all())
 

@@ -5,17 +5,17 @@ ASE, which is assumed, with a warning, unless units are given. A ``Lattice`` wit
 format says; with ``pbc``, only ``pbc`` counts. ``spin`` and ``multiplicity`` are 2S + 1.
 """
 
-import gzip
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ase.data import atomic_numbers as NUMBERS
 
 from mfm.data.readers.base import Column, Known, ReadOptions, Source, make_record, plan_labels, single_level_card
+from mfm.data.readers.text import open_text
 from mfm.data.records import Record
 from mfm.properties import PROPERTIES, parse_task
 
@@ -152,15 +152,9 @@ def _periodicity(info: dict[str, str], where: str) -> list[bool]:
     return [truth[word.upper()] for word in words]
 
 
-def _open(path: Path) -> IO[str]:
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rt", encoding="utf-8") if compressed else path.open(encoding="utf-8")
-
-
 def _frames(path: Path) -> Iterator[_Frame]:
     layouts: dict[str, dict[str, tuple[str, int, int]]] = {}
-    with _open(path) as file:
+    with open_text(path) as file:
         position = 0
         for line in file:
             if not line.strip():

@@ -26,7 +26,7 @@ def load_archive(path: Path) -> dict[str, np.ndarray]:
     """
     arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for name in archive.files:
                 try:
                     arrays[name] = archive[name]

@@ -5,15 +5,14 @@ periodic, others are not. The per-atom charge column is read only if asked for (
 leave it at 0.
 """
 
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from ase.data import atomic_numbers as NUMBERS
 
 from mfm.data.readers.base import Column, Known, ReadOptions, Source, make_record, plan_labels, single_level_card
+from mfm.data.readers.text import open_text
 from mfm.data.records import Record
 
 __all__ = ["matches", "read"]
@@ -43,16 +42,10 @@ def read(path: Path, options: ReadOptions) -> Source:
     return Source(_records(path, columns, options), single_level_card(path, columns, options))
 
 
-def _open(path: Path) -> IO[str]:
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rt", encoding="utf-8") if compressed else path.open(encoding="utf-8")
-
-
 def _records(path: Path, columns: list[Column], options: ReadOptions) -> Iterator[Record]:
     frame: dict[str, list[list[str]]] = {}
     position = 0
-    with _open(path) as file:
+    with open_text(path) as file:
         for line in file:
             keyword, *words = line.split() or [""]
             if keyword == "begin":

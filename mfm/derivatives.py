@@ -72,6 +72,8 @@ def forces_and_stress(
         create_graph=create_graph,
         retain_graph=retain_graph or create_graph,
     )
-    volume = torch.linalg.det(graph.cell.detach()).abs()
-    volume = torch.where(graph.pbc.all(dim=1), volume, torch.full_like(volume, float("nan")))
-    return -gradient, virial / volume[:, None, None]
+    has_volume = graph.pbc.all(dim=1)
+    volume = torch.where(has_volume, torch.linalg.det(graph.cell.detach()).abs(), 1.0)
+    stress = virial / volume[:, None, None]
+    # NaN is put in after the division: dividing by it would send it into the gradient of a batch's other structures
+    return -gradient, stress.masked_fill(~has_volume[:, None, None], float("nan"))

@@ -3,7 +3,10 @@
 from mfm.backbones.base import Features
 from mfm.backbones.gaunt import GauntBackbone, GauntConfig
 
-__all__ = ["BackboneConfig", "Features", "GauntBackbone", "GauntConfig"]
+__all__ = ["BACKBONES", "BackboneConfig", "Features", "GauntBackbone", "GauntConfig"]
+
+BACKBONES = (GauntConfig,)
+"""Every backbone a run file may name; contract tests run over this list."""
 
 BackboneConfig = GauntConfig
-"""Every backbone a run file may name; a second one makes this a union with `name` as discriminator."""
+"""The union of :data:`BACKBONES`, told apart by `name`."""

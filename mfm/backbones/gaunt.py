@@ -43,7 +43,6 @@ class GauntConfig(Config):
     """Highest degree l of the neighbour density."""
     equivariant_degree: int = 2
     """Highest degree l of the features that atoms keep and send."""
-    n_factors: int = 3
     n_radial: int = 8
     """Radial functions on an edge."""
     n_message_channels: int = 16
@@ -106,13 +105,18 @@ class _ManyBody(nn.Module):
     def __init__(self, config: GauntConfig) -> None:
         super().__init__()
         n_in, n_out, degree = config.n_channels, config.n_product_channels, config.max_degree
-        self.factors = nn.ModuleList([DegreewiseLinear(n_in, n_out, degree) for _ in range(config.n_factors)])
+        self.factors = nn.ModuleList([DegreewiseLinear(n_in, n_out, degree) for _ in range(3)])
         self.grid = SphereGrid(degree, config.equivariant_degree, order=3)
 
-    def forward(self, density: Tensor) -> Tensor:
-        f = [self.grid.to_grid(factor(density)) for factor in self.factors]
-        pair = f[0] * f[-1]
-        return self.grid.from_grid(torch.cat([pair, pair * f[1 if len(f) > 2 else 0]], dim=2))
+    def forward(self, density: Tensor, want_equivariants: bool) -> tuple[Tensor, Tensor | None]:
+        a, b, c = (self.grid.to_grid(factor(density)) for factor in self.factors)
+        pair = a * b  # (n_points, n_atoms, P)
+        triple = pair * c
+        # projected one by one: concatenating on the grid would copy the largest tensors of the model
+        invariants = torch.cat([self.grid.invariant(pair), self.grid.invariant(triple)], dim=1)
+        if not want_equivariants:
+            return invariants, None
+        return invariants, torch.cat([self.grid.equivariant(pair), self.grid.equivariant(triple)], dim=2)
 
 
 class _Layer(nn.Module):
@@ -139,17 +143,19 @@ class _Layer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         n_message = self.messages.squeeze.out_features
         density = self.messages(scalars, equivariants, edges, None if condition is None else condition[:n_message])
-        products = self.many_body(density)
-        invariants = torch.cat([density[0], products[0]], dim=1)
+        n_low = (self.degree + 1) ** 2 - 1
+        zeroth, low, _ = torch.split(density, [1, n_low, len(density) - 1 - n_low])
+        many_invariants, many_equivariants = self.many_body(density, want_equivariants)
+        invariants = torch.cat([zeroth.squeeze(0), many_invariants], dim=1)
         gate = self.gate(torch.cat([scalars, invariants], dim=1))
         gate = gate if condition is None else gate + condition[n_message:]
         hidden = functional.silu(gate) * self.value(invariants)
         update = self.update(hidden)
-        if not want_equivariants:
+        if many_equivariants is None:
             return update, None
         gates = self.equivariant_gates(hidden).view(len(scalars), self.degree, -1).transpose(0, 1)
-        gates = gates.index_select(0, self.mix_equivariants.of_component)
-        mixed = density[1 : (self.degree + 1) ** 2] + self.mix_equivariants(products[1:])
+        gates = (self.mix_equivariants.selection @ gates.flatten(1)).view_as(low)
+        mixed = low + self.mix_equivariants(many_equivariants)
         return update, mixed * (1.0 + gates)
 
 

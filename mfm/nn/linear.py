@@ -22,8 +22,11 @@ class DegreewiseLinear(nn.Module):
         n_degrees = max_degree - min_degree + 1
         self.weight = nn.Parameter(torch.randn(n_degrees, n_in, n_out) * n_in**-0.5)
         of_component = torch.tensor(degrees(max_degree, min_degree)) - min_degree
-        self.register_buffer("of_component", of_component, persistent=False)
+        selection = torch.nn.functional.one_hot(of_component, n_degrees).double()
+        self.register_buffer("selection", selection, persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """(n_components, n_atoms, n_in) → (n_components, n_atoms, n_out)."""
-        return torch.bmm(features, self.weight[self.of_component])
+        # a product with a one-hot matrix, because its derivative is a product too; that of indexing is a slow scatter
+        weight = (self.selection @ self.weight.flatten(1)).view(-1, *self.weight.shape[1:])
+        return torch.bmm(features, weight)

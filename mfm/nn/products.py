@@ -31,15 +31,21 @@ class SphereGrid(nn.Module):
     def __init__(self, degree_in: int, degree_out: int, order: int) -> None:
         super().__init__()
         points, weights = sphere_quadrature(order * degree_in + degree_out)
-        inward = real_harmonics(points, degree_in)
-        outward = real_harmonics(points, degree_out)
-        self.register_buffer("evaluation", torch.as_tensor(inward), persistent=False)
-        self.register_buffer("projection", torch.as_tensor((weights[:, None] * outward).T.copy()), persistent=False)
+        projection = (weights[:, None] * real_harmonics(points, degree_out)).T
+        # coefficients of unit variance give grid values of unit variance, so that products stay of order one
+        evaluation = real_harmonics(points, degree_in) / (degree_in + 1)
+        self.register_buffer("evaluation", torch.as_tensor(evaluation), persistent=False)
+        self.register_buffer("mean", torch.as_tensor(projection[:1].copy()), persistent=False)
+        self.register_buffer("projection", torch.as_tensor(projection[1:].copy()), persistent=False)
 
     def to_grid(self, coefficients: Tensor) -> Tensor:
         """((degree_in + 1)², n_atoms, C) → (n_points, n_atoms, C)."""
         return (self.evaluation @ coefficients.flatten(1)).view(-1, *coefficients.shape[1:])
 
-    def from_grid(self, values: Tensor) -> Tensor:
-        """(n_points, n_atoms, C) → ((degree_out + 1)², n_atoms, C)."""
+    def invariant(self, values: Tensor) -> Tensor:
+        """Degree 0 of a function: (n_points, n_atoms, C) → (n_atoms, C)."""
+        return (self.mean @ values.flatten(1)).view(values.shape[1:])
+
+    def equivariant(self, values: Tensor) -> Tensor:
+        """Degrees 1 … degree_out of a function: (n_points, n_atoms, C) → ((degree_out + 1)² − 1, n_atoms, C)."""
         return (self.projection @ values.flatten(1)).view(-1, *values.shape[1:])

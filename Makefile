@@ -40,10 +40,10 @@ quickstart: $(STAMP)
 	@"$(BIN)/python" experiments/quickstart/run.py
 
 test: $(STAMP)
-	@"$(BIN)/python" -m pytest -m 'not slow and not gpu' $(PYTEST_FLAGS)
+	@"$(BIN)/python" -m pytest $(PYTEST_FLAGS)
 
 test-slow: $(STAMP)
-	@"$(BIN)/python" -m pytest -m 'slow' $(PYTEST_FLAGS)
+	@"$(BIN)/python" -m pytest -m slow $(PYTEST_FLAGS)
 
 check: $(STAMP)
 	@"$(BIN)/ruff" format --check .

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Union
+from typing import TYPE_CHECKING, Union
 
 import ase
 import numpy as np
@@ -56,7 +56,7 @@ class MFMCalculator(Calculator):
         model: Union[str, Path, "mfm.model.MFMModel"],
         fidelity: str | None = None,
         device: str | None = None,
-        dtype: Literal["float32", "float64"] | None = None,
+        dtype: str | None = None,
         skin: float = 0.5,
     ) -> None:
         super().__init__()
@@ -70,10 +70,9 @@ class MFMCalculator(Calculator):
             raise ValueError(f"`dtype` must be `float32` or `float64`, got `{dtype}`")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = load_model(model) if isinstance(model, str | Path) else model
-        self._potential = Potential(
-            loaded, torch.device(device), None if dtype is None else getattr(torch, dtype), skin
-        )
+        precision = None if dtype is None else getattr(torch, dtype)
+        loaded = load_model(model, dtype=precision) if isinstance(model, str | Path) else model
+        self._potential = Potential(loaded, torch.device(device), precision, skin)
         self._fidelity = self._choose(fidelity)
 
     def _choose(self, fidelity: str | None) -> str:

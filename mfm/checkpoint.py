@@ -109,12 +109,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     config = validate(ModelConfig, json.loads(content["config"]), source=f"configuration in `{path}`")
     weights = content["state_dict"]
     stored = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
-    model = build_model(config, Domain.from_dict(json.loads(content["domain"])), seed=0)
-    if len(stored) == 1:
-        model = model.to(stored.pop())
+    # built in its final precision: tables of constants would keep the rounding of a float32 model made float64
+    precision = dtype or (stored.pop() if len(stored) == 1 else torch.float32)
+    model = build_model(config, Domain.from_dict(json.loads(content["domain"])), seed=0, dtype=precision)
     _check_weights(Path(path), model, weights)
     model.load_state_dict(weights)
-    return model.to(device=device, dtype=dtype).eval()
+    return model.to(device=device).eval()
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A model made ready for molecular dynamics: one structure in, every fidelity out, neighbours reused."""
 
-import copy
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import torch
 import vesin
 
 from mfm.graph import Structure, build_graph
-from mfm.model import MFMModel
+from mfm.model import MFMModel, build_model
 
 __all__ = ["Potential", "Prediction", "SkinNeighbours", "check_fidelity"]
 
@@ -110,7 +109,10 @@ class Potential:
     def __init__(
         self, model: MFMModel, device: torch.device, dtype: torch.dtype | None = None, skin: float = 0.5
     ) -> None:
-        self.model = copy.deepcopy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
+        # made anew rather than converted: tables of constants of a float32 model are rounded, whatever it becomes later
+        self.model = build_model(model.config, model.domain, seed=0, dtype=dtype or model.dtype)
+        self.model.load_state_dict(model.state_dict())
+        self.model.to(device=device).eval().requires_grad_(False)
         self.device = device
         self.neighbours = SkinNeighbours(model.cutoff, skin)
 

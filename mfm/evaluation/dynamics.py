@@ -4,6 +4,7 @@ A potential whose forces are not the gradient of its energy, or whose neighbours
 errors on a test set and still heat up or cool down. The drift of the total energy shows it.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,9 @@ import psutil
 from ase.io import Trajectory
 from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.velocitydistribution import Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
-from ase.units import fs
+from ase.units import fs, kB
 from tqdm import tqdm
 
 __all__ = ["Drift", "Run", "energy_drift", "measure_drift", "measure_memory", "run_dynamics", "thermalise"]
@@ -60,7 +61,12 @@ def thermalise(atoms: ase.Atoms, temperature: float, seed: int) -> None:
     ----------
     temperature : float, K
     """
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=np.random.default_rng(seed))
+    spread = np.sqrt(kB * temperature * atoms.get_masses())
+    atoms.set_momenta(spread[:, None] * np.random.default_rng(seed).normal(size=(len(atoms), 3)))
+    _stop_drifting(atoms)
+
+
+def _stop_drifting(atoms: ase.Atoms) -> None:
     Stationary(atoms)
     if not atoms.pbc.any() and len(atoms) > 1:
         ZeroRotation(atoms)
@@ -105,17 +111,7 @@ def run_dynamics(
     """
     if min(n_steps, timestep, every) <= 0:
         raise ValueError(f"steps must be positive, got `n_steps` {n_steps}, `timestep` {timestep} fs, `every` {every}")
-    integrator: MolecularDynamics
-    if temperature is None:
-        integrator = VelocityVerlet(atoms, timestep * fs)
-    else:
-        integrator = Langevin(
-            atoms,
-            timestep * fs,
-            temperature_K=temperature,
-            friction=_FRICTION / fs,
-            rng=np.random.default_rng(seed),
-        )
+    integrator = _integrator(atoms, timestep, temperature, seed)
     samples: list[tuple[float, float, float, float]] = []
 
     def sample() -> None:
@@ -123,17 +119,28 @@ def run_dynamics(
         samples.append((integrator.nsteps * timestep, potential, potential + kinetic, float(atoms.get_temperature())))
 
     integrator.attach(sample, interval=every)
-    if trajectory is not None:
-        writer = Trajectory(str(trajectory), "w", atoms)
-        integrator.attach(writer.write, interval=every)
-    with tqdm(total=n_steps, desc=progress, unit="step", disable=progress is None, mininterval=1.0) as bar:
-        if progress is not None:
-            integrator.attach(lambda: bar.update(integrator.nsteps - bar.n), interval=every)
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=n_steps, desc=progress, unit="step", disable=progress is None))
+        if trajectory is not None:
+            writer = stack.enter_context(Trajectory(str(trajectory), "w", atoms))
+            integrator.attach(writer.write, interval=every)
+        integrator.attach(lambda: bar.update(integrator.nsteps - bar.n), interval=every)
         integrator.run(n_steps)
         bar.update(n_steps - bar.n)
-    if trajectory is not None:
-        writer.close()
     return Run(*(np.array(column) for column in zip(*samples, strict=True)))
+
+
+def _integrator(atoms: ase.Atoms, timestep: float, temperature: float | None, seed: int) -> MolecularDynamics:
+    if temperature is None:
+        return VelocityVerlet(atoms, timestep * fs)
+    return Langevin(
+        atoms,
+        timestep * fs,
+        temperature_K=temperature,
+        friction=_FRICTION / fs,
+        fixcm=False,
+        rng=np.random.default_rng(seed),
+    )
 
 
 def measure_drift(
@@ -166,9 +173,7 @@ def measure_drift(
     thermalise(atoms, temperature, seed)
     if equilibration > 0:
         run_dynamics(atoms, round(1000 * equilibration / timestep), timestep, temperature, seed=seed)
-        Stationary(atoms)
-        if not atoms.pbc.any() and len(atoms) > 1:
-            ZeroRotation(atoms)
+        _stop_drifting(atoms)
     run = run_dynamics(atoms, round(1000 * duration / timestep), timestep, progress=progress)
     return energy_drift(run, len(atoms))
 

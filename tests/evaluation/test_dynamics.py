@@ -104,9 +104,9 @@ def test_runs_repeat_and_global_random_state_is_left_alone() -> None:
 
 def test_langevin_reaches_its_temperature() -> None:
     atoms = water()
-    run = run_dynamics(atoms, 8000, timestep=1.0, temperature=300.0, seed=2)
+    run = run_dynamics(atoms, 4000, timestep=1.0, temperature=300.0, seed=2)
     # springs of 9 coordinates: potential and kinetic energy share k T / 2 each
-    assert run.potential_energies[100:].mean() == pytest.approx(4.5 * kB * 300, rel=0.2)
+    assert run.potential_energies[100:].mean() == pytest.approx(4.5 * kB * 300, rel=0.25)
 
 
 def test_trajectory_and_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,8 +147,8 @@ def test_calculator_keeps_its_memory() -> None:
         atoms.rattle(0.001, rng=rng)
         atoms.get_forces()
 
-    # 300 steps that each kept their autograd graph would hold tens of MB
-    assert measure_memory(step, 400, n_samples=12) < 5
+    # 150 steps that each kept their autograd graph would hold tens of MB
+    assert measure_memory(step, 200, n_samples=12) < 5
 
 
 @pytest.mark.slow

@@ -74,7 +74,9 @@ def _set(node: Any, keys: list[str], value: Any, override: str) -> None:
         last = depth == len(keys) - 1
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise ValueError(f"override `{override}`: `{key}` must be a number below {len(node)}, it indexes a list")
+                raise ValueError(
+                    f"override `{override}`: `{key}` must be a number below {len(node)}, it indexes a list"
+                )
             index: Any = int(key)
         elif isinstance(node, dict):
             index = key

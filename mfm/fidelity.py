@@ -96,7 +96,9 @@ class LevelOfTheory:
         return cls.from_mapping(json.loads(text))
 
 
-def merge_levels(levels: Mapping[str, LevelOfTheory], new: Mapping[str, LevelOfTheory], where: str) -> dict[str, LevelOfTheory]:
+def merge_levels(
+    levels: Mapping[str, LevelOfTheory], new: Mapping[str, LevelOfTheory], where: str
+) -> dict[str, LevelOfTheory]:
     """Union of two fidelity → level maps.
 
     Parameters
@@ -114,7 +116,9 @@ def merge_levels(levels: Mapping[str, LevelOfTheory], new: Mapping[str, LevelOfT
         have = merged.setdefault(fidelity, level)
         if not have.is_compatible(level):
             mine, other = have.model_chemistry, level.model_chemistry
-            differing = ", ".join(f"{key}: {mine[key]!r} against {other[key]!r}" for key in mine if mine[key] != other[key])
+            differing = ", ".join(
+                f"{key}: {mine[key]!r} against {other[key]!r}" for key in mine if mine[key] != other[key]
+            )
             raise ValueError(
                 f"fidelity `{fidelity}` must mean one level of theory, got `{have.label}` and, in {where},"
                 f" `{level.label}` ({differing}); give one of them another fidelity name"

@@ -120,7 +120,7 @@ class Structure:
             atoms.positions,
             atoms.cell.array,
             atoms.pbc,
-            charge=int(round(float(info.get("charge", 0)))),
+            charge=round(float(info.get("charge", 0))),
             multiplicity=None if spin is None else int(spin),
         )
 

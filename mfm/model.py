@@ -45,7 +45,9 @@ class ModelConfig(Config):
             if task.base is not None and task.base not in self.tasks:
                 raise ValueError(f"task `{name}` builds on `{task.base}`, which is not among {', '.join(self.tasks)}")
             if task.conditioned and self.tasks[task.conditioned].base is not None:
-                raise ValueError(f"task `{name}`: `conditioned` must name an independent task, not `{task.conditioned}`")
+                raise ValueError(
+                    f"task `{name}`: `conditioned` must name an independent task, not `{task.conditioned}`"
+                )
         _evaluation_order(self.tasks)
         return self
 

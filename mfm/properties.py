@@ -38,7 +38,9 @@ PROPERTIES: dict[str, Property] = {
         Property("stress", "structure", (3, 3), "eV/Å^3", 1, False, "strain derivative of the energy over the volume"),
         Property("charges", "atom", (), "e", 1, False, "atomic partial charges"),
         Property("atomic_dipoles", "atom", (3,), "e*Å", -1, False, "dipole moments of the atoms about their nuclei"),
-        Property("dipole", "structure", (3,), "e*Å", -1, True, "electric dipole; ions: about the nuclear charge centre"),
+        Property(
+            "dipole", "structure", (3,), "e*Å", -1, True, "electric dipole; ions: about the nuclear charge centre"
+        ),
         Property("quadrupole", "structure", (3, 3), "e*Å^2", 1, False, "second moment of the charge, with trace"),
     )
 }

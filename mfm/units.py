@@ -112,8 +112,7 @@ def _base_unit(name: str, expression: str) -> Unit:
     near = difflib.get_close_matches(name, [*UNITS, *_ALIASES], n=1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
     raise ValueError(
-        f"unit must be built from {', '.join(UNITS)} with `*`, `/` and `^n`, got `{name}`"
-        f" in `{expression}`{hint}"
+        f"unit must be built from {', '.join(UNITS)} with `*`, `/` and `^n`, got `{name}` in `{expression}`{hint}"
     )
 
 

@@ -79,9 +79,7 @@ class _Messages(nn.Module):
             self.mix_transported = DegreewiseLinear(n_radial * n_transport, n_out, degree, 1)
             self.keep = DegreewiseLinear(n_out, n_out, degree, 1)
 
-    def forward(
-        self, scalars: Tensor, equivariants: Tensor | None, edges: _Edges, condition: Tensor | None
-    ) -> Tensor:
+    def forward(self, scalars: Tensor, equivariants: Tensor | None, edges: _Edges, condition: Tensor | None) -> Tensor:
         n_atoms, n_slots, _ = edges.radial.shape
         sent = self.squeeze(self.norm(scalars))
         sent = sent if condition is None else sent + condition
@@ -175,9 +173,7 @@ class GauntBackbone(nn.Module):
         self.condition_shape = (config.n_layers, config.n_message_channels + 2 * config.n_channels)
         self.register_buffer("average_neighbours", torch.tensor(16.0, dtype=torch.float64), persistent=False)
 
-    def forward(
-        self, graph: AtomicGraph, condition: Tensor | None = None, want_equivariants: bool = False
-    ) -> Features:
+    def forward(self, graph: AtomicGraph, condition: Tensor | None = None, want_equivariants: bool = False) -> Features:
         """Features of every atom.
 
         Parameters

@@ -60,7 +60,9 @@ def molecule() -> Structure:
     positions = np.array(
         [[0.0, 0.0, 0.0], [1.4, 0.1, 0.0], [2.0, 1.3, 0.2], [-0.5, 0.9, 0.3], [-0.5, -0.5, 0.8], [-0.4, -0.6, -0.8]]
     )
-    return Structure(np.array([6, 6, 8, 1, 1, 1]), positions + 0.05 * generator.standard_normal((6, 3)), charge=1, multiplicity=3)
+    return Structure(
+        np.array([6, 6, 8, 1, 1, 1]), positions + 0.05 * generator.standard_normal((6, 3)), charge=1, multiplicity=3
+    )
 
 
 @pytest.fixture

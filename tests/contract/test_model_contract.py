@@ -66,9 +66,7 @@ def test_wrapping_an_atom_into_another_cell_changes_nothing(model: MFMModel, cry
 
 def test_permutation(model: MFMModel, molecule: Structure) -> None:
     order = np.array([4, 2, 0, 5, 1, 3])
-    swapped = moved(
-        molecule, atomic_numbers=molecule.atomic_numbers[order], positions=molecule.positions[order]
-    )
+    swapped = moved(molecule, atomic_numbers=molecule.atomic_numbers[order], positions=molecule.positions[order])
     before, after = evaluate(model, molecule), evaluate(model, swapped)
     for name in ENERGIES:
         np.testing.assert_allclose(after[name], before[name], rtol=0, atol=EXACT)

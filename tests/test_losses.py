@@ -1,0 +1,73 @@
+"""Losses against sums written out by hand."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+
+from mfm.graph import Structure, build_graph, collate
+from mfm.heads.energy import TaskConfig
+from mfm.losses import combine, loss_terms
+
+NAMES = ["energy_dft", "forces_dft", "stress_dft"]
+WATER = Structure.from_ase(molecule("H2O"))
+SALT = Structure.from_ase(bulk("NaCl", "rocksalt", a=5.6))
+SCALE = 0.5
+
+
+def batch_and_outputs() -> tuple[object, dict[str, torch.Tensor]]:
+    rng = np.random.default_rng(0)
+    labels = [
+        {"energy_dft": np.array(1.0), "forces_dft": rng.normal(size=(3, 3))},
+        {"forces_dft": rng.normal(size=(2, 3)), "stress_dft": rng.normal(size=(3, 3))},
+        {},
+    ]
+    structures = (WATER, SALT, WATER)
+    graphs = [build_graph(s, 4.0, given, NAMES, torch.float64) for s, given in zip(structures, labels, strict=True)]
+    batch = collate(graphs)
+    generator = torch.Generator().manual_seed(0)
+    outputs = {
+        name: torch.randn(batch[name].shape, generator=generator, dtype=torch.float64).requires_grad_(True)
+        for name in NAMES
+    }
+    return batch, outputs
+
+
+def test_terms_are_means_over_labelled_structures() -> None:
+    batch, outputs = batch_and_outputs()
+    task = TaskConfig(weight=2.0, forces_weight=3.0, stress_weight=5.0)
+    terms = loss_terms(outputs, batch, {"energy_dft": task}, SCALE)
+    energy = ((outputs["energy_dft"][0] - 1.0) / (3 * SCALE)) ** 2
+    squares = ((outputs["forces_dft"] - batch.forces_dft) / SCALE) ** 2
+    forces = (squares[:3].mean() + squares[3:5].mean()) / 2
+    volume = 5.6**3 / 4
+    stress = (((outputs["stress_dft"][1] - batch.stress_dft[1]) * volume / (2 * SCALE)) ** 2).mean()
+    assert terms["energy_dft"].count == 1
+    assert terms["forces_dft"].count == 2
+    assert combine(terms).item() == pytest.approx((2 * energy + 3 * forces + 5 * stress).item())
+    assert combine({"energy_dft": terms["energy_dft"]}).item() == pytest.approx(2 * energy.item())
+
+
+def test_gradients_of_missing_labels_are_zero_not_nan() -> None:
+    batch, outputs = batch_and_outputs()
+    combine(loss_terms(outputs, batch, {"energy_dft": TaskConfig()}, SCALE)).backward()
+    assert outputs["energy_dft"].grad[1:].tolist() == [0.0, 0.0]
+    assert not outputs["forces_dft"].grad[5:].any()
+    assert outputs["forces_dft"].grad[:5].all()
+
+
+def test_two_ranks_give_the_gradient_of_one() -> None:
+    batch, outputs = batch_and_outputs()
+    tasks = {"energy_dft": TaskConfig()}
+    combine(loss_terms(outputs, batch, tasks, SCALE)).backward()
+    whole = outputs["forces_dft"].grad.clone()
+    parts = torch.zeros_like(whole)
+    for mine in (torch.arange(0, 3), torch.arange(3, 8)):
+        _, fresh = batch_and_outputs()
+        masked = batch.clone()
+        hidden = torch.ones(8, dtype=torch.bool).index_fill(0, mine, False)
+        masked.forces_dft = batch.forces_dft.masked_fill(hidden[:, None], float("nan"))
+        terms = loss_terms({"forces_dft": fresh["forces_dft"]}, masked, tasks, SCALE)
+        combine(terms, reduce=lambda count: torch.full_like(count, 2.0), n_ranks=2).backward()
+        parts += fresh["forces_dft"].grad / 2  # gradients are averaged over ranks
+    torch.testing.assert_close(parts, whole)

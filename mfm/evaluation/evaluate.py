@@ -4,8 +4,9 @@ import csv
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -72,11 +73,21 @@ class Evaluation:
     def to_markdown(self) -> str:
         """Table in Markdown, below a line on the dataset."""
         table = self.rows()
-        names = list(table[0])
-        lines = [f"`{self.dataset}` ({self.n_structures} structures, digest {self.digest})", ""]
-        lines += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-        lines += ["| " + " | ".join(row.values()) + " |" for row in table]
-        return "\n".join(lines) + "\n"
+        return f"`{self.dataset}` ({self.n_structures} structures, digest {self.digest})\n\n{_table(table)}"
+
+    def groups_to_markdown(self, kind: Literal["element", "molecule"]) -> str:
+        """Table of mean absolute errors, a row per element or molecule and a column per task."""
+        groups = self.by_element if kind == "element" else self.by_molecule
+        names = sorted({name for found in groups.values() for name in found})
+        table = []
+        for name in names:
+            row: dict[str, str] = {kind: name}
+            for task, found in groups.items():
+                unit = report_unit(task)
+                value = found.get(name, {}).get(f"mae_{unit.suffix}")
+                row[f"{task} MAE, {unit.symbol}"] = "" if value is None else f"{value:.3f}"
+            table.append(row)
+        return _table(table)
 
     def write(self, folder: Path, name: str) -> list[Path]:
         """Write ``name.json``, ``.md``, ``.csv`` and ``_parity.png``; returns their paths."""
@@ -90,6 +101,14 @@ class Evaluation:
             writer.writerows(table)
         plot_parity(self.predictions, folder / f"{name}_parity.png", title=f"{self.dataset}, energies without atoms")
         return [folder / f"{name}{end}" for end in (".json", ".md", ".csv", "_parity.png")]
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + " --- |" * len(rows[0])]
+    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 def evaluable(model: MFMModel, store: Store, tasks: Sequence[str] | None = None) -> tuple[list[str], list[str]]:

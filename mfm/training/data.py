@@ -10,7 +10,7 @@ from mfm.data.dataset import GraphDataset
 from mfm.data.opening import open_dataset
 from mfm.data.references import fit_references, residual_energies
 from mfm.data.sampling import AtomBudgetBatchSampler
-from mfm.data.splits import by_molecule, random_frames
+from mfm.data.splits import Split, by_file, by_molecule, random_frames
 from mfm.data.store import Store
 from mfm.fidelity import merge_levels
 from mfm.graph import collate, neighbour_list
@@ -78,18 +78,10 @@ def prepare_data(config: DataConfig, tasks: Sequence[str]) -> RunData:
     for name, store in (("valid", valid), ("test", test)):
         if store is not None:
             merge_levels(train.card.levels, store.card.levels, f"`data.{name}`")
-    fractions = {}
-    if valid is None and config.valid_fraction:
-        fractions["valid"] = config.valid_fraction
-    if test is None and config.test_fraction:
-        fractions["test"] = config.test_fraction
-    if fractions:
-        fractions["train"] = 1.0 - sum(fractions.values())
-        divide = by_molecule if config.split == "by_molecule" else random_frames
-        parts = divide(train, fractions, config.seed)
-        valid = train.subset(parts["valid"]) if "valid" in parts else valid
-        test = train.subset(parts["test"]) if "test" in parts and test is None else test
-        train = train.subset(parts["train"])
+    parts = _divide(train, config, wanted=[name for name, store in (("valid", valid), ("test", test)) if store is None])
+    valid = train.subset(parts["valid"]) if "valid" in parts and valid is None else valid
+    test = train.subset(parts["test"]) if "test" in parts and test is None else test
+    train = train.subset(parts["train"])
     if config.n_train is not None:
         train = _draw(train, config.n_train, config.seed)
     for task in tasks:
@@ -99,6 +91,21 @@ def prepare_data(config: DataConfig, tasks: Sequence[str]) -> RunData:
                 " leave the task out, or name the level of a foreign file with `data.fidelity`"
             )
     return RunData(train, valid, test)
+
+
+def _divide(store: Store, config: DataConfig, wanted: Sequence[str]) -> Split:
+    if config.split.endswith(".json"):
+        parts = by_file(store, config.split)
+        if "train" not in parts:
+            raise ValueError(f"split `{config.split}` must have a part `train`, got {', '.join(parts)}")
+        return parts
+    shares = {"valid": config.valid_fraction, "test": config.test_fraction}
+    fractions = {part: shares[part] for part in wanted if shares[part] > 0}
+    if not fractions:
+        return {"train": np.arange(len(store))}
+    fractions["train"] = 1.0 - sum(fractions.values())
+    divide = by_molecule if config.split == "by_molecule" else random_frames
+    return divide(store, fractions, config.seed)
 
 
 def _open(config: DataConfig, source: str) -> Store:

@@ -36,7 +36,7 @@ class WeightAverage:
         self.decay = decay
         trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._names = list(trainable)
-        self._parameters = list(trainable.values())
+        self._parameters: list[Tensor] = list(trainable.values())
         self._average = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()

@@ -20,8 +20,9 @@ class DataConfig(Config):
     """Dataset for validation; taken from `train` by `split` if not given."""
     test: str | None = None
     """Dataset for the final table; taken from `train` by `split` if not given."""
-    split: Literal["by_molecule", "by_frame"] = "by_molecule"
-    """What may not part: all geometries of a molecule, or nothing (`by_frame`, for a single molecule)."""
+    split: str = pydantic.Field("by_molecule", pattern=r"^(by_molecule|random_frames|.+\.json)$")
+    """``by_molecule`` keeps the geometries of a molecule together, ``random_frames`` does not (for a single molecule);
+    or a file that ``mfm data split`` wrote."""
     valid_fraction: float = pydantic.Field(0.1, ge=0, lt=1)
     """Share of `train` that validates, if `valid` is not given."""
     test_fraction: float = pydantic.Field(0.1, ge=0, lt=1)

@@ -29,6 +29,7 @@ def test_applied_gives_the_average_and_returns_the_weights_bit_by_bit():
     with torch.no_grad():
         model.weight += torch.pi
     trained = model.weight.detach().clone()
+
     def fail_inside() -> None:
         with average.applied():
             assert torch.equal(model.weight, average.state_dict()["weight"])

@@ -1,17 +1,21 @@
+import json
 import logging
 import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mfm.checkpoint import load_model, read_provenance
 from mfm.config import validate
-from mfm.training.recipe import RunConfig
+from mfm.data import open_dataset
+from mfm.training.data import fit_domain, prepare_data
+from mfm.training.recipe import DataConfig, RunConfig
 from mfm.training.resume import load_state, random_state
 from mfm.training.run import TrainResult, train
-from tests.morse import recipe
+from tests.morse import ATOMS, recipe
 
 
 def _config(file: Path, output: Path, **changes) -> RunConfig:
@@ -185,8 +189,45 @@ def test_tasks_without_labels_are_refused(morse_file, tmp_path):
         ValueError, match=r"task `energy_ccsdt` needs labels in `.*`, which has energy_high, energy_low"
     ):
         train(_config(morse_file, tmp_path / "run", tasks={"energy_ccsdt": {}}, stages=[{"name": "a", "epochs": 1}]))
-    with pytest.raises(ValueError, match="`data.n_train` must be at most the 16 structures"):
-        data = {"train": str(morse_file), "n_train": 1000, "valid_fraction": 0.25, "test_fraction": 0.25}
+    data = {"train": str(morse_file), "n_train": 1000, "valid_fraction": 0.25, "test_fraction": 0.25}
+    with pytest.raises(ValueError, match=r"`data\.n_train` must be at most the 16 structures"):
         train(_config(morse_file, tmp_path / "run", data=data))
     with pytest.raises(ValueError, match="`device` must be auto, cpu or cuda, got `gpux`"):
         train(_config(morse_file, tmp_path / "run", device="gpux"))
+
+
+def test_a_split_file_divides_the_data(morse_file, tmp_path):
+    split = tmp_path / "split.json"
+    parts = {"train": ["water", "monoxide"], "valid": ["hydrogen"], "test": ["ketene"]}
+    split.write_text(json.dumps({"parts": parts}))
+    data = DataConfig(train=str(morse_file), split=str(split))
+    divided = prepare_data(data, ["energy_low"])
+    assert set(divided.train.molecules) == {"water", "monoxide"}
+    assert divided.test is not None
+    assert set(divided.test.molecules) == {"ketene"}
+    split.write_text(json.dumps({"parts": {"fit": ["water"]}}))
+    with pytest.raises(ValueError, match="must have a part `train`, got fit"):
+        prepare_data(data, ["energy_low"])
+
+
+def test_smaller_training_sets_are_parts_of_larger_ones(morse_file):
+    def drawn(count: int) -> set[str]:
+        config = DataConfig(train=str(morse_file), n_train=count)
+        return {record.structure.content_hash() for record in prepare_data(config, ["energy_low"]).train}
+
+    assert drawn(5) < drawn(9)
+
+
+def test_the_domain_describes_the_training_set(morse_file):
+    store = open_dataset(morse_file)
+    domain = fit_domain(store, ["energy_low", "energy_high"], cutoff=5.0)
+    assert domain.references == ATOMS
+    assert domain.scale == pytest.approx(np.sqrt(np.mean(store.values("forces_low") ** 2)))
+    assert domain.average_neighbours == pytest.approx(np.average(store.n_atoms - 1, weights=store.n_atoms), rel=0.01)
+    assert domain.levels["high"].method == "Morse-high"
+    assert set(domain.multiplicities) == {1}
+    # without forces, the spread of the energies per atom
+    energies_only = fit_domain(store, ["energy_high"], cutoff=5.0)
+    atoms = [sum(ATOMS["high"][z] for z in record.structure.atomic_numbers) for record in store]
+    per_atom = (store.energies("energy_high") - atoms) / store.n_atoms
+    assert energies_only.scale == pytest.approx(np.nanstd(per_atom), rel=1e-6)

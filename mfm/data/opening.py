@@ -11,6 +11,7 @@ from mfm.data.card import DatasetCard, FileCard, available_cards, file_sha256, l
 from mfm.data.columns import FORMAT
 from mfm.data.geometry_index import GeometryIndex
 from mfm.data.readers import READERS, Reader, ReadOptions, Source
+from mfm.data.readers.base import UNSPECIFIED
 from mfm.data.readers.hdf5 import open_hdf5
 from mfm.data.records import Record
 from mfm.data.store import Store
@@ -119,6 +120,12 @@ def merge_stores(stores: Sequence[Store], card: DatasetCard) -> Store:
     """
     levels = dict(card.levels)
     for store in stores:
+        unstated = [fidelity for fidelity in store.fidelities if store.card.levels[fidelity] == UNSPECIFIED]
+        if unstated and len(stores) > 1:
+            raise ValueError(
+                f"level of theory of fidelity `{unstated[0]}` is not stated by `{store.card.name}`, so it cannot be"
+                " joined with other data; name the levels in a card"
+            )
         levels = merge_levels(levels, store.card.levels, f"`{store.card.name}`")
     return Store.from_records(_merged(stores), card.replace(levels=levels))
 

@@ -40,7 +40,7 @@ def free_atom_energy(atomic_number: int | np.ndarray) -> np.ndarray:
     -75.05
     """
     z = np.asarray(atomic_number, dtype=np.float64)
-    return HARTREE * (-0.768745 * z ** (7 / 3) + 0.5 * z**2 - 0.269900 * z ** (5 / 3))
+    return np.asarray(HARTREE * (-0.768745 * z ** (7 / 3) + 0.5 * z**2 - 0.269900 * z ** (5 / 3)))
 
 
 def fit_references(

@@ -46,8 +46,8 @@ class AtomBudgetBatchSampler(Sampler[list[int]]):
     every batch holds nearly the stated mixture.
 
     All ranks make the same plan and take every `world_size`-th batch of it. The number of batches is the same on
-    every rank and in every epoch: surplus is made up by cutting large batches in two, so no structure is dropped or
-    repeated for it.
+    every rank and in every epoch: what is missing is made up by cutting large batches in two, so no structure is
+    dropped or repeated for it (but batches of one structure cannot be cut: then the first of them come again).
 
     Parameters
     ----------
@@ -101,11 +101,6 @@ class AtomBudgetBatchSampler(Sampler[list[int]]):
         self.sampler = self  # Lightning calls `batch_sampler.sampler.set_epoch`
         planned = max(len(self._fill(self._order(epoch, 0))) for epoch in range(_N_TRIAL_EPOCHS))
         self._n_batches = -(-planned // world_size) * world_size
-        if self._n_batches > sum(self._draws.values()):
-            raise ValueError(
-                f"{world_size} ranks need at least as many structures in an epoch, got {sum(self._draws.values())};"
-                " use fewer ranks"
-            )
         self._plan: tuple[int, list[list[int]]] | None = None
 
     def __len__(self) -> int:
@@ -168,8 +163,11 @@ class AtomBudgetBatchSampler(Sampler[list[int]]):
             raise ValueError(f"`max_structures` must be at least 1, got {max_structures}")
         if not 0 <= self._rank < self._world_size:
             raise ValueError(f"`rank` must lie in 0 to {self._world_size - 1}, got {self._rank}")
-        if len(self._n_atoms) == 0:
-            raise ValueError("a sampler needs at least one structure, got none")
+        if len(self._n_atoms) < self._world_size:
+            raise ValueError(
+                f"a sampler needs at least one structure for each of {self._world_size} ranks, got"
+                f" {len(self._n_atoms)}; use fewer ranks"
+            )
         if self._n_atoms.max() > self._max_atoms:
             raise ValueError(
                 f"`max_atoms` must hold the largest structure: structure {int(self._n_atoms.argmax())} has"
@@ -253,5 +251,7 @@ def _cut(batches: list[list[int]], n_batches: int) -> list[list[int]]:
     while len(batches) < n_batches:
         longest = max(range(len(batches)), key=lambda i: len(batches[i]))
         whole = batches[longest]
+        if len(whole) == 1:
+            return batches + batches[: n_batches - len(batches)]
         batches[longest : longest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
     return batches

@@ -67,20 +67,17 @@ def by_molecule(store: Store, fractions: Mapping[str, float] | None = None, seed
     names = list(shares)
     counts = dict.fromkeys(names, 0)
     total = 0
-    for molecule in (m for m in order if not held_out[m]):
+    free = [m for m in order if not held_out[m]]
+    for n_left, molecule in zip(range(len(free), 0, -1), free, strict=True):
         total += sizes[molecule]
-        # the part that is furthest behind its share; an empty one first, so that none stays empty
-        behind = max(names, key=lambda part: (shares[part] * total - counts[part], -names.index(part)))
+        # the part that is furthest behind its share; the last molecules go to parts that have none
+        empty = [part for part in names if counts[part] == 0]
+        candidates = empty if n_left <= len(empty) else names
+        behind = max(candidates, key=lambda part: (shares[part] * total - counts[part], -names.index(part)))
         part_of[int(molecule)] = behind
         counts[behind] += sizes[molecule]
     parts = np.array([part_of[m] for m in range(len(molecules))])[group]
-    split = {part: np.flatnonzero(parts == part) for part in dict.fromkeys([*shares, *part_of.values()])}
-    empty = [part for part, indices in split.items() if len(indices) == 0]
-    if empty:
-        raise ValueError(
-            f"parts {', '.join(empty)} of the split would be empty; raise their fractions or use more data"
-        )
-    return split
+    return {part: np.flatnonzero(parts == part) for part in dict.fromkeys([*shares, *part_of.values()])}
 
 
 def random_frames(store: Store, fractions: Mapping[str, float] | None = None, seed: int = 0) -> Split:

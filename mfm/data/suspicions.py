@@ -1,6 +1,6 @@
 """What looks wrong in a dataset: units, signs, sums, outliers. Each check is a question, not a verdict."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -33,12 +33,20 @@ _FACTORS = {
     "hartree for eV": 1 / HARTREE,
     "kcal/mol for eV": conversion_factor("eV", "kcal/mol"),
     "kJ/mol for eV": conversion_factor("eV", "kJ/mol"),
-    "hartree/bohr for eV/Å": BOHR / HARTREE,
     "bohr for Å": 1 / BOHR,
     "debye for e*Å": 1 / DEBYE,
     "e*Å for debye": DEBYE,
     "e*bohr for debye": DEBYE / BOHR,
     "debye for e*bohr": BOHR / DEBYE,
+}
+_WORK_FACTORS = {
+    "energies in hartree": 1 / HARTREE,
+    "energies in kcal/mol": conversion_factor("eV", "kcal/mol"),
+    "energies in kJ/mol": conversion_factor("eV", "kJ/mol"),
+    "forces in hartree/bohr": HARTREE / BOHR,
+    "forces in hartree/Å": HARTREE,
+    "forces in eV/bohr": 1 / BOHR,
+    "forces in kcal/mol/Å": conversion_factor("kcal/mol", "eV"),
 }
 
 
@@ -147,8 +155,8 @@ def _is_doubtful(fit: _Fit) -> bool:
     return abs(fit.correlation) > _CORRELATION and not 1 / _SLOPE < fit.slope < _SLOPE
 
 
-def _guess(slope: float) -> str:
-    name, factor = min(_FACTORS.items(), key=lambda item: abs(np.log(abs(slope) / item[1])))
+def _guess(slope: float, factors: Mapping[str, float]) -> str:
+    name, factor = min(factors.items(), key=lambda item: abs(np.log(abs(slope) / item[1])))
     return f" ({name}?)" if abs(np.log(abs(slope) / factor)) < 0.1 else ""
 
 
@@ -167,7 +175,7 @@ def _dipole_against_charges(store: Store, fidelity: str) -> list[str]:
         return []
     return [
         f"`dipole_{fidelity}` is {fit.slope:.4g} times the dipole of `charges_{fidelity}`"
-        f" (correlation {fit.correlation:.3f}){_guess(fit.slope)}"
+        f" (correlation {fit.correlation:.3f}){_guess(fit.slope, _FACTORS)}"
     ]
 
 
@@ -182,7 +190,7 @@ def _dipoles_against_each_other(store: Store) -> Iterator[str]:
             if _is_doubtful(fit):
                 yield (
                     f"`{other}` is {fit.slope:.4g} times `{one}` on the {len(both)} structures that have both"
-                    f" (correlation {fit.correlation:.3f}){_guess(fit.slope)}"
+                    f" (correlation {fit.correlation:.3f}){_guess(fit.slope, _FACTORS)}"
                 )
 
 
@@ -206,7 +214,7 @@ def _energy_against_forces(store: Store, fidelity: str) -> list[str]:
         return []
     return [
         f"`{energy}` differences are {fit.slope:.4g} times the work of `{forces}` between similar frames"
-        f" (correlation {fit.correlation:.3f}){_guess(fit.slope)}"
+        f" (correlation {fit.correlation:.3f}){_guess(fit.slope, _WORK_FACTORS)}"
     ]
 
 

@@ -339,7 +339,9 @@ def test_schnetpack_without_metadata(tmp_path, caplog):
 
 def test_ase_database_mistakes(tmp_path):
     path = database(tmp_path / "a.db")
-    with pytest.raises(ValueError, match=r"key `data.energi` for `energy` matches nothing .*did you mean `data.energy`"):
+    with pytest.raises(
+        ValueError, match=r"key `data.energi` for `energy` matches nothing .*did you mean `data.energy`"
+    ):
         open_dataset(path, keys={"energy": "data.energi"})
     with pytest.raises(ValueError, match=r"`b.db` as an ASE database, it may be truncated|must hold at least one row"):
         open_dataset(truncated(tmp_path / "b.db", path))

@@ -186,7 +186,9 @@ def test_bad_requests():
     store = Store.from_records(random_records(4), CARD)
     with pytest.raises(ValueError, match=r"task must be an energy, got `forces_dft`"):
         store.energies("forces_dft")
-    with pytest.raises(ValueError, match=r"label must be one of energy_ccsdt, energy_dft, forces_dft, got `dipole_dft`"):
+    with pytest.raises(
+        ValueError, match=r"label must be one of energy_ccsdt, energy_dft, forces_dft, got `dipole_dft`"
+    ):
         store.values("dipole_dft")
     with pytest.raises(ValueError, match=r"indices must lie in 0 to 3, got 0 to 9"):
         store.subset([0, 9])

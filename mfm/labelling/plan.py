@@ -28,6 +28,8 @@ class PlannedMolecule(NamedTuple):
     n_top: int
     """Of those, geometries labelled at the top level too."""
     is_test: bool
+    has_equilibrium: bool
+    """Whether the equilibrium geometry is among them."""
 
 
 class Plan(NamedTuple):
@@ -71,7 +73,7 @@ def read_plan(path: str | Path) -> Plan:
                     f"`{top}` must label at most the geometries that `{base}` labels, got {n_top}"
                     f" of {n_base} for `{smiles}` in {path}; lower the one or raise the other"
                 )
-            found[smiles] = PlannedMolecule(smiles, n_base, n_top, is_test)
+            found[smiles] = PlannedMolecule(smiles, n_base, n_top, is_test, is_test or group.get("equilibrium", True))
     if lost := sorted(test - set(found)):
         raise ValueError(
             f"test molecules must be in a group of {path}, got {', '.join(lost)} in none; add or drop them"
@@ -96,13 +98,17 @@ def isolated_atoms(plan: Plan) -> list[Sample]:
     ]
 
 
-def _sample(job: tuple[str, int, int]) -> list[Sample]:
-    return sample_molecule(*job)
+def _sample(job: tuple[PlannedMolecule, int]) -> list[Sample]:
+    molecule, seed = job
+    n_skipped = int(not molecule.has_equilibrium)
+    return sample_molecule(molecule.smiles, molecule.n_base + n_skipped, molecule_seed(seed, molecule.smiles))[
+        n_skipped:
+    ]
 
 
 def sample_all(plan: Plan, n_workers: int) -> list[list[Sample]]:
     """Geometries of every molecule of the plan, in its order."""
-    jobs = [(m.smiles, m.n_base, molecule_seed(plan.seed, m.smiles)) for m in plan.molecules]
+    jobs = [(molecule, plan.seed) for molecule in plan.molecules]
     with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
         return list(pool.map(_sample, jobs))
 

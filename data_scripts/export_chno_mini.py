@@ -1,0 +1,66 @@
+"""Turn a labelling store into `builtin:chno-mini`: the HDF5 file and its card.
+
+    python data_scripts/export_chno_mini.py --store chno-mini/labels.sqlite
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from mfm.data.card import CARD_FOLDER, DatasetCard, FileCard, file_sha256
+from mfm.data.store import Store, write_store
+from mfm.labelling.export import Export, export_records
+from mfm.labelling.levels import LEVELS
+from mfm.labelling.plan import Plan, read_plan
+from mfm.labelling.store import LabelStore
+
+FLAGS = {"dft": ("net_force", "gap", "s_squared", "rung", "dipole_error"), "ccsdt": ("t1", "d1", "max_t2", "gap")}
+# rotating a molecule changes energies and forces by this much at PySCF's grid level 4 (glycine, this functional)
+NOISE_FLOOR = {"energy_dft": 2e-5, "forces_dft": 3e-4, "energy_ccsdt": 1e-6}
+
+
+def make_card(plan: Plan, exported: Export, provenance: dict[str, str]) -> DatasetCard:
+    """Card without the file's checksum."""
+    n_top = sum(f"energy_{plan.top}" in record.labels for record in exported.records)
+    molecules = {record.molecule for record in exported.records}
+    return DatasetCard(
+        name="chno-mini",
+        description=f"{len(exported.records)} geometries of {len(molecules)} molecules of H, C, N, O with at most four"
+        f" heavy atoms: equilibria, GFN2-xTB dynamics at 300 to 1000 K, normal modes, torsions, stretched bonds. All have"
+        f" {plan.base} labels, {n_top} also {plan.top} energies.",
+        source="computed by mfm with PySCF: data_scripts/label_chno_mini.py, plan data_scripts/chno_mini.yaml",
+        licence="CC0-1.0",
+        citation="mfm; methods: wB97M-V functional Mardirossian and Head-Gordon 2016 (doi:10.1063/1.4952647),"
+        " its D3(BJ) form Najibi and Goerigk 2018 (doi:10.1021/acs.jctc.8b00842), PySCF (doi:10.1063/5.0006074)",
+        levels={name: LEVELS[name].level_of_theory(provenance["pyscf"]) for name in (plan.base, plan.top)},
+        references=exported.references,
+        energy_zero="total",
+        noise_floor=NOISE_FLOOR,
+        test_molecules=tuple(sorted(plan.test_molecules)),
+        provenance=provenance,
+    )
+
+
+def main() -> None:
+    """Command line."""
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--plan", type=Path, default=here / "chno_mini.yaml")
+    parser.add_argument("--out", type=Path, default=here.parent / "mfm/data/builtin/chno-mini.h5")
+    parser.add_argument("--card", type=Path, default=CARD_FOLDER / "chno-mini.yaml")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    plan, store = read_plan(arguments.plan), LabelStore(arguments.store)
+    exported = export_records(store, plan.base, FLAGS)
+    card = make_card(plan, exported, store.provenances()[-1])
+    store.close()
+    write_store(arguments.out, exported.records, card)
+    file = FileCard(path=arguments.out.name, sha256=file_sha256(arguments.out), format="mfm")
+    card = DatasetCard.model_validate(card.model_dump() | {"files": [file.model_dump()]})
+    arguments.card.write_text(card.to_yaml(), encoding="utf-8")
+    logging.info("%s\nleft out: %s", Store.open(arguments.out), exported.left_out or "nothing")
+
+
+if __name__ == "__main__":
+    main()

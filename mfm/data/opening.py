@@ -4,7 +4,7 @@ import gzip
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mfm.data.card import DatasetCard, FileCard, available_cards, file_sha256, load_card
@@ -130,12 +130,12 @@ def merge_stores(stores: Sequence[Store], card: DatasetCard) -> Store:
     return Store.from_records(_merged(stores), card.replace(levels=levels))
 
 
-def _merged(stores: Sequence[Store]) -> Iterator[Record]:
+def _merged(sources: Sequence[Iterable[Record]]) -> Iterator[Record]:
     merged: list[Record] = []
     index = GeometryIndex()
-    for store in stores:
+    for records in sources:
         used: set[int] = set()
-        for record in store:
+        for record in records:
             candidates = index.find(record.structure)
             fits = [i for i in candidates if i not in used and not merged[i].labels.keys() & record.labels.keys()]
             if fits:
@@ -259,16 +259,16 @@ def _open_benchmark(name: str) -> Store:
     files = [file for file in card.files if file.subset == chosen]
     if not files:
         raise ValueError(f"subset of `{card_name}` must be one of {', '.join(card.subsets)}, got `{chosen}`")
-    stores = []
+    sources, levels = [], dict(card.levels)
     for file in files:
         path = Path(folder) / file.path
         if not path.is_file():
             raise ValueError(f"file `{path}` of benchmark `{name}` does not exist; check {BENCHMARK_VARIABLE}")
         _check_sum(path, file)
-        stores.append(_read(path, file.format, _with_card(ReadOptions(), card, file), card))
-    if len(stores) == 1:
-        return stores[0]
-    return merge_stores(stores, card)
+        source = read_foreign(path, _with_card(ReadOptions(), card, file), file.format)
+        levels = merge_levels(levels, source.card.levels, f"`{path.name}`")
+        sources.append(source.records)
+    return Store.from_records(sources[0] if len(sources) == 1 else _merged(sources), card.replace(levels=levels))
 
 
 def _check_sum(path: Path, file: FileCard) -> None:

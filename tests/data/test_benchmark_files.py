@@ -58,7 +58,7 @@ def test_h2co():
     assert (gap.mean(), gap.std()) == (pytest.approx(-0.217, abs=6e-4), pytest.approx(0.0429, abs=6e-5))
     assert rms(store.values("forces_ccsdt") - store.values("forces_dft")) == pytest.approx(0.316, abs=6e-4)
     # the archive's B3LYP dipoles are repaired: frame 0 recomputed with PySCF
-    np.testing.assert_allclose(store[0].labels["dipole_dft"], [0.1335, -0.3238, -0.2031], atol=3e-4)
+    np.testing.assert_allclose(store[0].labels["dipole_dft"], [0.1335, -0.3238, -0.2031], atol=6e-4)
     for fidelity, mean in (("mp2", 0.483), ("ccsdt", 0.489)):
         norm = np.linalg.norm(store.values(f"dipole_{fidelity}"), axis=1)
         assert norm.mean() == pytest.approx(mean, abs=6e-4)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from mfm.data.records import Record, formula
 from mfm.graph import Structure
@@ -11,6 +11,7 @@ from tests.strategies import molecules
 WATER = Structure(np.array([8, 1, 1]), np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]))
 
 
+@settings(max_examples=30, deadline=None)
 @given(molecules())
 def test_formula_agrees_with_ase(structure):
     assert formula(structure.atomic_numbers) == structure.to_ase().get_chemical_formula("hill")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfm.data import Record, Store
@@ -30,6 +30,7 @@ def test_free_atoms_against_hartree_fock(z, energy):
     assert free_atom_energy(z) / 27.211386245988 == pytest.approx(energy, rel=0.01)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.sampled_from(sorted(TRUE)), min_size=1, max_size=6), min_size=1, max_size=8))
 def test_least_squares_reproduces_sums_over_atoms(compositions):
     store = labelled(compositions)

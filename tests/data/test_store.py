@@ -27,8 +27,8 @@ def assert_equal(one: Record, other: Record) -> None:
         assert value.shape == other.labels[task].shape
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(made=st.lists(WITH_CRYSTALS, min_size=1, max_size=5))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(made=st.lists(WITH_CRYSTALS, min_size=1, max_size=3))
 def test_memory_and_file_return_what_was_put_in(tmp_path, made):
     store = Store.from_records(made, CARD)
     write_store(tmp_path / "a.h5", made, CARD)

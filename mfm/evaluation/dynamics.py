@@ -6,7 +6,6 @@ errors on a test set and still heat up or cool down. The drift of the total ener
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import ase
@@ -20,7 +19,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.units import fs, kB
 from tqdm import tqdm
 
-__all__ = ["Drift", "Run", "energy_drift", "measure_drift", "measure_memory", "run_dynamics", "thermalise"]
+__all__ = ["Drift", "Run", "energy_drift", "measure_drift", "memory_growth", "run_dynamics", "thermalise"]
 
 _FRICTION = 0.01
 """1/fs; couples a small molecule to 300 K within a few hundred fs."""
@@ -38,6 +37,8 @@ class Run:
     """(n_samples,), eV."""
     temperatures: np.ndarray
     """(n_samples,), K."""
+    memory: np.ndarray
+    """(n_samples,), MB: resident memory of this process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Drift:
     """Mean temperature, K."""
     duration: float
     """ps."""
+    memory_growth: float
+    """MB; see :func:`memory_growth`."""
 
 
 def thermalise(atoms: ase.Atoms, temperature: float, seed: int) -> None:
@@ -112,11 +115,13 @@ def run_dynamics(
     if min(n_steps, timestep, every) <= 0:
         raise ValueError(f"steps must be positive, got `n_steps` {n_steps}, `timestep` {timestep} fs, `every` {every}")
     integrator = _integrator(atoms, timestep, temperature, seed)
-    samples: list[tuple[float, float, float, float]] = []
+    process = psutil.Process()
+    samples: list[tuple[float, ...]] = []
 
     def sample() -> None:
         potential, kinetic = float(atoms.get_potential_energy()), float(atoms.get_kinetic_energy())
-        samples.append((integrator.nsteps * timestep, potential, potential + kinetic, float(atoms.get_temperature())))
+        time, memory = integrator.nsteps * timestep, process.memory_info().rss / 1e6
+        samples.append((time, potential, potential + kinetic, float(atoms.get_temperature()), memory))
 
     integrator.attach(sample, interval=every)
     with contextlib.ExitStack() as stack:
@@ -184,10 +189,9 @@ def energy_drift(run: Run, n_atoms: int) -> Drift:
     Raises
     ------
     ValueError
-        If the run has fewer than three samples.
+        If the run has fewer than eight samples.
     """
-    if len(run.times) < 3:
-        raise ValueError(f"a drift needs at least 3 samples, got {len(run.times)}; run longer or sample more often")
+    growth = memory_growth(run)
     times = run.times / 1000.0
     per_atom = (run.total_energies - run.total_energies[0]) / n_atoms
     slope, intercept = np.polyfit(times, per_atom, 1)
@@ -197,46 +201,22 @@ def energy_drift(run: Run, n_atoms: int) -> Drift:
         fluctuation=float(np.sqrt(np.mean(residual**2))),
         temperature=float(run.temperatures.mean()),
         duration=float(times[-1] - times[0]),
+        memory_growth=growth,
     )
 
 
-def measure_memory(work: Callable[[], object], n_calls: int, n_samples: int = 20, warm_up: float = 0.25) -> float:
-    """Growth of this process's memory while something is done again and again.
+def memory_growth(run: Run) -> float:
+    """Growth of the process's memory in a run, in MB.
 
-    The first part of the calls is left out: allocators and caches fill there, which is no leak.
-
-    Parameters
-    ----------
-    work : callable
-        One step, for instance ``lambda: dynamics.run(100)``.
-    n_calls : int
-    n_samples : int
-        Measurements, evenly spread over the calls.
-    warm_up : float
-        Fraction of the calls before the first measurement.
-
-    Returns
-    -------
-    float, MB
-        Median of the last quarter of the measurements minus median of the first quarter.
+    The median of the last quarter of the samples minus that of the second quarter: allocators and caches fill in
+    the first, which is no leak.
 
     Raises
     ------
     ValueError
-        If there are fewer calls than measurements.
+        If the run has fewer than eight samples.
     """
-    first = int(n_calls * warm_up)
-    if n_samples < 4 or n_calls - first < n_samples:
-        raise ValueError(
-            f"`n_samples` must be at least 4 and at most the number of calls after the warm-up, {n_calls - first},"
-            f" got {n_samples}"
-        )
-    process = psutil.Process()
-    marks = set(np.linspace(first, n_calls - 1, n_samples).astype(int).tolist())
-    sizes = []
-    for call in range(n_calls):
-        work()
-        if call in marks:
-            sizes.append(process.memory_info().rss / 1e6)
-    quarter = max(1, n_samples // 4)
-    return float(np.median(sizes[-quarter:]) - np.median(sizes[:quarter]))
+    quarter = len(run.memory) // 4
+    if quarter < 2:
+        raise ValueError(f"a growth needs at least 8 samples, got {len(run.memory)}; run longer or sample more often")
+    return float(np.median(run.memory[-quarter:]) - np.median(run.memory[quarter : 2 * quarter]))

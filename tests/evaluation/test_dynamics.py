@@ -15,7 +15,7 @@ from mfm.evaluation.dynamics import (
     Run,
     energy_drift,
     measure_drift,
-    measure_memory,
+    memory_growth,
     run_dynamics,
     thermalise,
 )
@@ -50,17 +50,18 @@ def water(swirl: float = 0.0) -> ase.Atoms:
 def test_slope_of_a_known_run() -> None:
     times = np.linspace(0, 2000, 41)
     wiggle = 1e-3 * np.sin(np.arange(41) * np.pi)
-    run = Run(times, np.zeros(41), -4000.0 + 3 * (2e-3 * times / 1000 + wiggle), np.full(41, 300.0))
+    run = Run(times, np.zeros(41), -4000.0 + 3 * (2e-3 * times / 1000 + wiggle), np.full(41, 300.0), np.full(41, 512.0))
     drift = energy_drift(run, n_atoms=3)
     assert drift.drift == pytest.approx(2e-3, rel=1e-6)
     assert drift.fluctuation == pytest.approx(0.0, abs=1e-9)
     assert drift.duration == pytest.approx(2.0)
     assert drift.temperature == 300.0
+    assert drift.memory_growth == 0.0
 
 
-def test_drift_needs_samples() -> None:
-    with pytest.raises(ValueError, match="a drift needs at least 3 samples, got 2"):
-        energy_drift(Run(*(np.zeros(2) for _ in range(4))), n_atoms=3)
+def test_drift_and_growth_need_samples() -> None:
+    with pytest.raises(ValueError, match="a growth needs at least 8 samples, got 2"):
+        energy_drift(Run(*(np.zeros(2) for _ in range(5))), n_atoms=3)
 
 
 def test_conservative_forces_do_not_drift_and_others_do() -> None:
@@ -127,33 +128,41 @@ def test_steps_must_be_positive(options: dict[str, float]) -> None:
         run_dynamics(water(), **options)  # type: ignore[arg-type]
 
 
-def test_memory_growth_is_seen() -> None:
-    kept: list[np.ndarray] = []
-    assert measure_memory(lambda: kept.append(np.ones(250_000)), 40, n_samples=8) > 20
-    assert measure_memory(lambda: np.ones(250_000), 40, n_samples=8) < 5
+def test_growth_leaves_out_the_first_quarter() -> None:
+    filling = np.concatenate([np.linspace(0, 100, 10), np.full(30, 100.0)])
+    leaking = np.linspace(0, 40, 40)
+    columns = [np.arange(40.0)] * 4
+    assert memory_growth(Run(*columns, filling)) == 0.0
+    assert memory_growth(Run(*columns, leaking)) == pytest.approx(20, abs=2)
 
 
-def test_memory_needs_enough_calls() -> None:
-    with pytest.raises(ValueError, match="at least 4 and at most the number of calls after the warm-up, 8, got 20"):
-        measure_memory(lambda: None, 10)
+class Leaking(Springs):
+    """Keeps 0.4 MB at every step."""
+
+    def calculate(self, atoms: ase.Atoms, properties: list[str], system_changes: list[str]) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.kept = [*getattr(self, "kept", []), np.ones(50_000)]
+
+
+def test_leak_is_seen() -> None:
+    atoms = water()
+    assert memory_growth(run_dynamics(atoms, 200)) < 5
+    atoms.calc = Leaking(atoms.positions.copy())
+    assert memory_growth(run_dynamics(atoms, 200)) > 20
+
+
+def dynamics_of_a_model(n_steps: int) -> Run:
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = MFMCalculator(tiny_model(), fidelity="ccsdt", device="cpu")
+    thermalise(atoms, 30.0, seed=0)
+    return run_dynamics(atoms, n_steps, timestep=0.1)
 
 
 def test_calculator_keeps_its_memory() -> None:
-    atoms = molecule("CH3CH2OH")
-    atoms.calc = MFMCalculator(tiny_model(), fidelity="ccsdt", device="cpu")
-    rng = np.random.default_rng(0)
-
-    def step() -> None:
-        atoms.rattle(0.001, rng=rng)
-        atoms.get_forces()
-
-    # 150 steps that each kept their autograd graph would hold tens of MB
-    assert measure_memory(step, 200, n_samples=12) < 5
+    # steps that each kept their autograd graph would hold tens of MB
+    assert memory_growth(dynamics_of_a_model(200)) < 5
 
 
 @pytest.mark.slow
 def test_memory_over_twenty_thousand_steps() -> None:
-    atoms = molecule("CH3CH2OH")
-    atoms.calc = MFMCalculator(tiny_model(), fidelity="ccsdt", device="cpu")
-    thermalise(atoms, 30.0, seed=0)
-    assert measure_memory(lambda: run_dynamics(atoms, 100, timestep=0.1), 200) < 10
+    assert memory_growth(dynamics_of_a_model(20_000)) < 5

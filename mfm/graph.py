@@ -195,13 +195,11 @@ def neighbour_list(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.
     """
     # a cell that is not periodic must not reach the neighbour search: it would only change how it bins atoms
     box = np.where(structure.pbc[:, None], structure.cell, 0.0)
-    calculator = vesin.NeighborList(cutoff=cutoff, full_list=True)
-    receivers, senders, shifts = calculator.compute(
+    search = vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True)
+    receivers, senders, shifts = search.compute(
         points=structure.positions, box=box, periodic=structure.pbc, quantities="ijS"
     )
-    order = np.argsort(receivers, kind="stable")
-    edge_index = np.stack([senders[order], receivers[order]]).astype(np.int64)
-    return edge_index, shifts[order].astype(np.int64)
+    return np.stack([senders, receivers]).astype(np.int64), shifts.astype(np.int64)
 
 
 def build_graph(

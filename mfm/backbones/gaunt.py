@@ -16,9 +16,8 @@ from torch.nn import functional
 from mfm.backbones.base import Features
 from mfm.config import Config
 from mfm.graph import AtomicGraph
-from mfm.nn.aggregate import pad_neighbours
+from mfm.nn.aggregate import NeighbourTable, neighbour_table
 from mfm.nn.embedding import StateEmbedding
-from mfm.nn.geometry import edge_vectors
 from mfm.nn.harmonics import SphericalHarmonics
 from mfm.nn.linear import DegreewiseLinear
 from mfm.nn.products import SphereGrid
@@ -58,7 +57,7 @@ class GauntConfig(Config):
 class _Edges(NamedTuple):
     """Geometry of the padded neighbour table."""
 
-    senders: Tensor  # (n_atoms * n_slots,)
+    table: NeighbourTable
     radial: Tensor  # (n_atoms, n_slots, n_radial)
     harmonics: Tensor  # (n_atoms, (L+1)^2, n_slots)
 
@@ -83,14 +82,14 @@ class _Messages(nn.Module):
         n_atoms, n_slots, _ = edges.radial.shape
         sent = self.squeeze(self.norm(scalars))
         sent = sent if condition is None else sent + condition
-        sent = sent.index_select(0, edges.senders).view(n_atoms, n_slots, -1)
+        sent = edges.table.gather(sent).view(n_atoms, n_slots, -1)
         thin = (edges.radial.unsqueeze(3) * sent.unsqueeze(2)).flatten(2)  # (n_atoms, n_slots, R * D)
         density = self.mix(torch.bmm(edges.harmonics, thin).transpose(0, 1))  # ((L+1)^2, n_atoms, C)
         if equivariants is None:
             return density
         moved = self.squeeze_equivariants(equivariants)  # ((L+1)^2 - 1, n_atoms, T)
         n_components, _, n_transport = moved.shape
-        moved = moved.transpose(0, 1).reshape(n_atoms, -1).index_select(0, edges.senders)
+        moved = edges.table.gather(moved.transpose(0, 1).reshape(n_atoms, -1))
         moved = torch.bmm(edges.radial.transpose(1, 2), moved.view(n_atoms, n_slots, -1))
         moved = moved.view(n_atoms, -1, n_components, n_transport).permute(2, 0, 1, 3).flatten(2)
         equivariant_part = self.mix_transported(moved) + self.keep(equivariants)
@@ -196,15 +195,9 @@ class GauntBackbone(nn.Module):
         return Features(torch.cat(updates, dim=1), equivariants)
 
     def _edges(self, graph: AtomicGraph) -> _Edges:
-        neighbours = pad_neighbours(graph.edge_index, graph.n_atoms)
-        vectors = edge_vectors(graph)
-        n_table = neighbours.senders.shape[0]
-        if n_table > vectors.shape[0]:
-            # an empty slot points along x at the cutoff, where every radial function is zero
-            empty = vectors.new_tensor([self.cutoff, 0.0, 0.0]).expand(n_table, 3)
-            vectors = empty.index_copy(0, neighbours.slots, vectors)
-        distances = torch.linalg.vector_norm(vectors, dim=1)
+        table = neighbour_table(graph, self.cutoff)
+        distances = torch.linalg.vector_norm(table.vectors, dim=1)
         radial = self.basis(distances) * self.average_neighbours.rsqrt()
-        harmonics = self.harmonics(vectors / distances.unsqueeze(1))
-        shape = (graph.n_atoms, neighbours.n_slots, -1)
-        return _Edges(neighbours.senders, radial.view(shape), harmonics.view(shape).transpose(1, 2))
+        harmonics = self.harmonics(table.vectors / distances.unsqueeze(1))
+        shape = (graph.n_atoms, table.n_slots, -1)
+        return _Edges(table, radial.view(shape), harmonics.view(shape).transpose(1, 2))

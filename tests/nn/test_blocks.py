@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.special import sph_harm_y
 
-from mfm.graph import Structure, build_graph
-from mfm.nn.aggregate import pad_neighbours
+from mfm.graph import AtomicGraph, Structure, build_graph
+from mfm.nn.aggregate import neighbour_table
 from mfm.nn.harmonics import SphericalHarmonics, degrees, real_harmonics, sphere_quadrature
 from mfm.nn.linear import DegreewiseLinear
 from mfm.nn.products import SphereGrid
@@ -86,24 +86,46 @@ def test_bessel_functions_are_orthogonal_and_vanish_smoothly() -> None:
         (value,) = torch.autograd.grad(value, edge, create_graph=True)
 
 
-def test_padded_neighbours_sum_like_a_loop() -> None:
-    positions = np.random.default_rng(2).uniform(0, 4, size=(7, 3))
-    graph = build_graph(Structure(np.full(7, 6), positions), 2.5, dtype=torch.float64)
-    neighbours = pad_neighbours(graph.edge_index, 7)
-    features = torch.randn(7, 2, dtype=torch.float64)
-    table = features[neighbours.senders].view(7, neighbours.n_slots, 2)
-    taken = torch.zeros(7 * neighbours.n_slots, dtype=torch.float64).index_fill(0, neighbours.slots, 1.0)
-    summed = (table * taken.view(7, -1, 1)).sum(dim=1)
-    expected = torch.zeros(7, 2, dtype=torch.float64)
-    for sender, receiver in graph.edge_index.T:
-        expected[receiver] += features[sender]
+def small_cell() -> AtomicGraph:
+    """A periodic structure in which an atom sees several images of another, and of itself."""
+    rng = np.random.default_rng(2)
+    structure = Structure(np.full(4, 6), rng.uniform(0, 3, size=(4, 3)), 3.0 * np.eye(3), np.ones(3, dtype=bool))
+    return build_graph(structure, 3.2, dtype=torch.float64)
+
+
+def test_neighbour_table_sums_like_a_loop_over_edges() -> None:
+    graph = small_cell()
+    table = neighbour_table(graph, 3.2)
+    features = torch.randn(4, 2, dtype=torch.float64)
+    lengths = table.vectors.norm(dim=1)
+    taken = (lengths < 3.2).double().unsqueeze(1)
+    assert int(taken.sum()) == graph.edge_index.shape[1]
+    summed = (table.gather(features) * taken * lengths.unsqueeze(1)).view(4, -1, 2).sum(dim=1)
+    expected = torch.zeros(4, 2, dtype=torch.float64)
+    for (sender, receiver), shift in zip(graph.edge_index.T, graph.unit_shifts, strict=True):
+        vector = graph.positions[sender] + shift @ graph.cell[0] - graph.positions[receiver]
+        expected[receiver] += features[sender] * vector.norm()
     torch.testing.assert_close(summed, expected)
 
 
-def test_no_edges_pad_to_one_empty_slot() -> None:
-    neighbours = pad_neighbours(torch.zeros(2, 0, dtype=torch.int64), 3)
-    assert neighbours.n_slots == 1
-    assert neighbours.senders.tolist() == [0, 1, 2]
+def test_derivatives_of_gathering_are_those_of_indexing() -> None:
+    graph = small_cell()
+    table = neighbour_table(graph, 3.2)
+    weights = (table.vectors.norm(dim=1) < 3.2).double().unsqueeze(1)
+    results = []
+    for gather in (table.gather, lambda values: values[table.senders]):
+        values = torch.linspace(0, 1, 8, dtype=torch.float64).view(4, 2).requires_grad_(True)
+        (first,) = torch.autograd.grad((gather(values).sin() * weights).sum(), values, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), values)
+        results.append((first, second))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_lone_atom_has_one_empty_slot() -> None:
+    table = neighbour_table(build_graph(Structure(np.array([6]), np.zeros((1, 3))), 3.0), 3.0)
+    assert table.n_slots == 1
+    assert table.senders.tolist() == [0]
+    assert table.vectors.tolist() == [[3.0, 0.0, 0.0]]
 
 
 def test_degreewise_linear_keeps_degrees_apart() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from mfm.training.schedule import Clock
 __all__ = ["RunData", "StageBatches", "fit_domain", "prepare_data", "stage_derivatives", "stage_sampler"]
 
 logger = logging.getLogger(__name__)
+
+ReferenceMethod = Literal["auto", "isolated_atoms", "least_squares"]
 
 _SAMPLED = 1000
 """Structures whose neighbours are counted; the average hardly moves beyond."""
@@ -120,7 +123,7 @@ def _draw(store: Store, count: int, seed: int) -> Store:
     return store.subset(np.sort(np.random.default_rng(seed).permutation(len(store))[:count]))
 
 
-def fit_domain(store: Store, tasks: Sequence[str], cutoff: float) -> Domain:
+def fit_domain(store: Store, tasks: Sequence[str], cutoff: float, method: ReferenceMethod = "auto") -> Domain:
     """What a model has to know of its training set: references, levels, scale, neighbours, charge states.
 
     Parameters
@@ -128,9 +131,11 @@ def fit_domain(store: Store, tasks: Sequence[str], cutoff: float) -> Domain:
     tasks : sequence of str
         Energy tasks of the model.
     cutoff : float, Å
+    method : str
+        Of the references, see :func:`mfm.data.references.fit_references`.
     """
     fidelities = [parse_task(task).fidelity for task in tasks]
-    references = fit_references(store, fidelities)
+    references = fit_references(store, fidelities, method)
     states = _charge_states(store)
     return Domain(
         references=references,

@@ -31,6 +31,9 @@ class DataConfig(Config):
     """Number of training structures to draw; all if not given."""
     seed: int = 0
     """Seed of split and draw; apart from the run's seed, so that seeds of a run share their data."""
+    references: Literal["auto", "isolated_atoms", "least_squares"] = "auto"
+    """Atomic energies that are subtracted: isolated atoms where the data give them (``auto``), which keeps
+    dissociation right, or a least-squares fit, which leaves less to learn."""
     format: str | None = None
     """Format of foreign files; found from the content if not given."""
     fidelity: str | None = None

@@ -145,6 +145,7 @@ def test_help_loads_neither_torch_nor_the_data_libraries():
     code = (
         "import sys, contextlib, io\nimport mfm.cli\nwith contextlib.redirect_stdout(io.StringIO()):\n"
         "    assert mfm.cli.main([]) == 0\n"
-        "loaded = {'torch', 'mlflow', 'lightning', 'h5py', 'ase', 'numpy'} & set(sys.modules)\nassert not loaded, loaded"
+        "loaded = {'torch', 'mlflow', 'lightning', 'h5py', 'ase', 'numpy'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,145 @@
+"""What DFT labels are worth to a CCSD(T) model, on molecules that neither has seen.
+
+Trains the recipe beside this file (CCSD(T) anchored to DFT) and the same model on the CCSD(T) energies alone, as long,
+for several seeds. Then compares forces at both levels with finite differences of CCSD(T) energies. One JSON file per
+model; a model that is there is not trained again.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mfm import tracking
+from mfm.allocator import tune_allocator
+from mfm.checkpoint import load_model, read_provenance
+from mfm.config import apply_overrides, read_yaml, validate
+from mfm.data import Record, Store, open_dataset
+from mfm.evaluation.evaluate import evaluate
+from mfm.model import MFMModel
+from mfm.training.recipe import RunConfig
+from mfm.training.run import train
+
+HERE = Path(__file__).parent
+MODELS: dict[str, dict[str, Any]] = {
+    "anchor": {"energy_dft": {}, "energy_ccsdt": {"anchor": "energy_dft"}},
+    "ccsdt-only": {"energy_ccsdt": {}},
+}
+FORCES = "builtin:ccsdt-forces"
+
+
+def main() -> int:
+    """Train what is missing, then write the table."""
+    options = parse_arguments()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("mfm").setLevel(logging.INFO)
+    tune_allocator()
+    torch.set_num_threads(1)
+    options.results.mkdir(parents=True, exist_ok=True)
+    for seed in options.seeds:
+        for name in options.models:
+            path = options.results / f"{name}-{seed}.json"
+            if not path.exists() and not run_model(name, seed, options, path):
+                return 130
+    table = report(options.results)
+    (options.results / "table.md").write_text(table, encoding="utf-8")
+    print(table)
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of run.yaml")
+    parser.add_argument("--minutes", type=float, default=20.0, help="CPU-minutes per model")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--work", type=Path, default=Path("runs/chno_mini"), help="folder of the models")
+    parser.add_argument("--fast", action="store_true", help="a few steps of a tiny model, to see that it runs")
+    options = parser.parse_args()
+    if options.fast:
+        options.seeds = [0]
+        tiny = "{n_layers: 1, n_channels: 8, n_product_channels: 8, n_message_channels: 4, n_transport_channels: 4}"
+        fast = ["stages=[{name: joint, max_steps: 5}]", f"model.backbone={tiny}", "validations=1", "tracking=none"]
+        options.overrides = [*fast, *options.overrides]
+    else:
+        options.overrides = [f"stages.0.max_minutes={options.minutes}", *options.overrides]
+    return options
+
+
+def run_model(name: str, seed: int, options: argparse.Namespace, path: Path) -> bool:
+    """Train and test one model; writes its JSON file last. Returns whether it was finished."""
+    folder = options.work / f"{name}-{seed}"
+    content = apply_overrides(read_yaml(HERE / "run.yaml"), options.overrides)
+    content |= {"name": f"chno-mini-{name}-{seed}", "tasks": MODELS[name], "seed": seed, "output": str(folder)}
+    result = train(validate(RunConfig, content), resume=(folder / "state.pt").exists())
+    if not result.finished:
+        return False
+    model = load_model(result.checkpoint)
+    provenance = read_provenance(folder / f"stage-{content['stages'][0]['name']}.mfm")
+    found = {
+        "model": name,
+        "seed": seed,
+        "test": result.evaluations["test"].metrics,
+        "forces_against_ccsdt": {f"forces_{level}": compare_forces(model, level) for level in model.fidelities},
+        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "clock": provenance["clock"],
+        "commit": tracking.code_version(),
+        "train_digest": provenance["data"]["digest"],
+        "test_digest": result.evaluations["test"].digest,
+    }
+    path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return True
+
+
+def compare_forces(model: MFMModel, fidelity: str) -> dict[str, float]:
+    """Errors of the forces at a fidelity against finite differences of CCSD(T) energies."""
+    store = open_dataset(FORCES)
+    task = f"forces_{fidelity}"
+    records = [
+        Record(record.structure, {task: record.labels["forces_ccsdt"]}, record.molecule, record.origin)
+        for record in store
+    ]
+    return evaluate(model, Store.from_records(records, store.card), [task]).metrics[task]
+
+
+def report(results: Path) -> str:
+    """Markdown table, means and ranges over seeds."""
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*-*.json"))]
+    rows = [
+        ("CCSD(T) energy MAE, held-out molecules, meV", lambda c: c["test"]["energy_ccsdt"]["mae_mev"]),
+        ("CCSD(T) energy MAE, meV/atom", lambda c: c["test"]["energy_ccsdt"]["mae_mev_per_atom"]),
+        ("DFT energy MAE, meV", lambda c: c["test"]["energy_dft"]["mae_mev"]),
+        ("DFT force MAE, meV/Å", lambda c: c["test"]["forces_dft"]["mae_mev_per_angstrom"]),
+        ("CCSD(T) head against CCSD(T) forces, MAE, meV/Å",
+         lambda c: c["forces_against_ccsdt"]["forces_ccsdt"]["mae_mev_per_angstrom"]),
+        ("DFT head against CCSD(T) forces, MAE, meV/Å",
+         lambda c: c["forces_against_ccsdt"]["forces_dft"]["mae_mev_per_angstrom"]),
+        ("optimiser steps", lambda c: c["clock"]["step"]),
+        ("CPU-minutes", lambda c: c["clock"]["seconds"] / 60),
+    ]  # fmt: skip
+    lines = ["| | " + " | ".join(MODELS) + " |", "|" + " --- |" * (1 + len(MODELS))]
+    for title, pick in rows:
+        columns = []
+        for name in MODELS:
+            mine = [cell for cell in cells if cell["model"] == name]
+            needs_dft = title.startswith("DFT")
+            columns.append("" if needs_dft and name == "ccsdt-only" else summary([pick(cell) for cell in mine]))
+        lines.append(f"| {title} | " + " | ".join(columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def summary(found: list[float]) -> str:
+    """Mean and range over seeds."""
+    if not found:
+        return ""
+    return f"{np.mean(found):.1f}" + (f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -90,7 +90,10 @@ def open_dataset(
     given = load_card(card) if isinstance(card, str | Path) else card
     options = ReadOptions(fidelity=fidelity, keys=dict(keys or {}), units=dict(units or {}))
     if given is not None:
-        options = _with_card(options, given)
+        listed = next((file for file in given.files if Path(file.path).name == path.name), None)
+        if listed is not None:
+            _check_sum(path, listed)
+        options = _with_card(options, given, listed)
     return _read(path, format, options, given)
 
 
@@ -207,19 +210,18 @@ def _only(store: Store, fidelity: str | None) -> Store:
     raise ValueError(f"fidelity must be one of {', '.join(store.fidelities)} of `{store.card.name}`, got `{fidelity}`")
 
 
-def _with_card(options: ReadOptions, card: DatasetCard, file: FileCard | None = None) -> ReadOptions:
-    chosen = file or (card.files[0] if len(card.files) == 1 else None)
-    if chosen is None:
-        return ReadOptions(
-            options.fidelity, options.keys, {**card.units, **options.units}, {}, card.levels, options.origin
-        )
+def _with_card(options: ReadOptions, card: DatasetCard, file: FileCard | None) -> ReadOptions:
+    """Options filled up with what a card says of all its files, and of one of them if it lists it."""
+    if file is None:
+        units = {**card.units, **options.units}
+        return ReadOptions(options.fidelity, options.keys, units, {}, card.levels, options.origin)
     return ReadOptions(
-        fidelity=options.fidelity or chosen.fidelity,
-        keys=options.keys or chosen.keys,
-        units={**card.units, **chosen.units, **options.units},
-        corrections=chosen.corrections,
+        fidelity=options.fidelity or file.fidelity,
+        keys=options.keys or file.keys,
+        units={**card.units, **file.units, **options.units},
+        corrections=file.corrections,
         levels=card.levels,
-        origin=options.origin or chosen.origin,
+        origin=options.origin or file.origin,
     )
 
 

@@ -37,7 +37,7 @@ def free_atom_energy(atomic_number: int | np.ndarray) -> np.ndarray:
     Examples
     --------
     >>> round(float(free_atom_energy(8)) / HARTREE, 2)  # Hartree-Fock: -74.81
-    -75.05
+    -75.04
     """
     z = np.asarray(atomic_number, dtype=np.float64)
     return np.asarray(HARTREE * (-0.768745 * z ** (7 / 3) + 0.5 * z**2 - 0.269900 * z ** (5 / 3)))

@@ -64,7 +64,7 @@ levels: {cc: {method: CCSD(T), basis: cc-pVTZ}}
 units: {energy: hartree}
 references: {cc: {H: -13.6}}
 files: [{path: h.xyz, sha256: SUM, fidelity: cc, corrections: {energy: 2.0}}]
-""".replace("SUM", "a" * 64)
+""".replace("SUM", file_sha256(xyz))
     store = open_dataset(xyz, card=DatasetCard.from_yaml(text))
     assert store.card.units_stated
     assert store.card.levels["cc"].label == "CCSD(T)/cc-pVTZ"
@@ -72,6 +72,13 @@ files: [{path: h.xyz, sha256: SUM, fidelity: cc, corrections: {energy: 2.0}}]
     np.testing.assert_allclose(store.energies("energy_cc"), 2 * 27.211386245988 * np.array([-0.5, -2]))
     (xyz.parent / "card.yaml").write_text(text)
     assert open_dataset(xyz, card=xyz.parent / "card.yaml").digest == store.digest
+    # a file that the card does not list gets what the card says of all: levels and units, but no correction
+    other = xyz.rename(xyz.parent / "other.xyz")
+    energies = open_dataset(other, card=DatasetCard.from_yaml(text), fidelity="cc").energies("energy_cc")
+    np.testing.assert_allclose(energies, 27.211386245988 * np.array([-0.5, -2]))
+    xyz.write_text(XYZ.format(energy=-0.9))
+    with pytest.raises(ValueError, match=r"h.xyz` must have SHA-256"):
+        open_dataset(xyz, card=DatasetCard.from_yaml(text))
 
 
 @pytest.fixture

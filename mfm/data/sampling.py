@@ -176,8 +176,8 @@ class AtomBudgetBatchSampler(Sampler[list[int]]):
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(self._n_atoms.tobytes())
-        for name, members in self._members.items():
-            digest.update(f"{name} {self._draws[name]}".encode() + members.tobytes())
+        for name, n in self._draws.items():
+            digest.update(f"{name} {n}".encode() + self._members[name].tobytes())
         digest.update(f"{self._max_atoms} {self._max_structures} {self._seed} {self._world_size}".encode())
         return digest.hexdigest()[:16]
 
@@ -185,8 +185,8 @@ class AtomBudgetBatchSampler(Sampler[list[int]]):
         """Structures of an epoch in the order they are batched, groups spread evenly."""
         rng = np.random.default_rng((self._seed, epoch, attempt))
         drawn, keys = [], []
-        for name, members in self._members.items():
-            n = self._draws[name]
+        for name, n in self._draws.items():
+            members = self._members[name]
             n_passes = -(-n // len(members))
             drawn.append(np.concatenate([rng.permutation(members) for _ in range(n_passes)])[:n])
             keys.append((np.arange(n) + rng.random(n)) / n)
@@ -222,23 +222,24 @@ def _disjoint_groups(groups: Mapping[str, np.ndarray] | None, n_structures: int)
             f"every structure must be in a group, structure {int(free.argmax())} and {int(free.sum()) - 1} more are in"
             f" none of {', '.join(masks)}; leave unlabelled structures out"
         )
-    return {name: members[name] for name in masks if len(members[name])}
+    return {name: members[name] for name in masks}
 
 
 def _draws(
     members: Mapping[str, np.ndarray], ratios: Mapping[str, float] | None, temperature: float | None
 ) -> dict[str, int]:
     """Structures to draw from each group in an epoch: as many in all as there are."""
-    sizes = {name: len(indices) for name, indices in members.items()}
+    if ratios is not None and (ratios.keys() != members.keys() or min(ratios.values()) <= 0.0):
+        raise ValueError(f"`ratios` must give a positive weight to each of {', '.join(members)}, got {dict(ratios)}")
+    # a fidelity whose every structure also carries a rarer label has no structures left to draw
+    sizes = {name: len(indices) for name, indices in members.items() if len(indices)}
     if ratios is None and temperature is None:
         return sizes
     if ratios is not None and temperature is not None:
         raise ValueError("give `ratios` or `temperature`, not both")
     if ratios is not None:
-        unknown = sorted(set(ratios) ^ set(sizes))
-        if unknown or min(ratios.values()) <= 0.0:
-            raise ValueError(f"`ratios` must give a positive weight to each of {', '.join(sizes)}, got {dict(ratios)}")
-        shares = {name: ratios[name] / sum(ratios.values()) for name in sizes}
+        weight = sum(ratios[name] for name in sizes)
+        shares = {name: ratios[name] / weight for name in sizes}
     else:
         shares = mixing_shares(sizes, float(temperature or 1.0))
     total = sum(sizes.values())

@@ -94,6 +94,13 @@ def test_ratios_hold_in_every_batch():
         assert 3 <= sum(i % 10 == 0 for i in batch) <= 7
 
 
+def test_group_that_is_all_in_a_rarer_one():
+    groups = {"dft": np.ones(200, dtype=bool), "ccsdt": np.ones(200, dtype=bool)}
+    sampler = AtomBudgetBatchSampler(SIZES, 100, groups=groups, ratios={"dft": 3, "ccsdt": 1})
+    counts, _, _ = drawn(sampler)
+    assert set(counts.values()) == {1}
+
+
 def test_temperature():
     _, n_cc, n_dft = drawn(AtomBudgetBatchSampler(SIZES, 100, groups=GROUPS, temperature=2.0))
     share = 20**0.5 / (20**0.5 + 180**0.5)

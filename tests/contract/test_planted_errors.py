@@ -1,0 +1,163 @@
+"""The contract finds a planted error of each kind: a test suite that passes proves little otherwise."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mfm.backbones.gaunt
+import mfm.derivatives
+import mfm.graph
+import mfm.losses
+import mfm.model
+import mfm.nn.aggregate
+import mfm.nn.radial
+from mfm.backbones.gaunt import GauntBackbone, GauntConfig
+from mfm.graph import Structure
+from mfm.model import MFMModel
+from mfm.nn.harmonics import SphericalHarmonics
+from tests.contract import test_model_contract as contract
+from tests.contract.conftest import make_model
+
+Patch = pytest.MonkeyPatch
+
+
+def wrap(patch: Patch, owner: Any, name: str, change: Callable[..., Any]) -> None:
+    """Replace `owner.name` by a function that gets the original's result, then its arguments."""
+    original = getattr(owner, name)
+    patch.setattr(owner, name, lambda *args, **kwargs: change(original(*args, **kwargs), *args, **kwargs))
+
+
+def wrong_harmonic(patch: Patch) -> None:
+    scale = torch.ones(16, dtype=torch.float64).index_fill(0, torch.tensor([11]), 1.001)
+    wrap(patch, SphericalHarmonics, "forward", lambda value, *_: value * scale)
+
+
+def axial_vector_added_to_polar(patch: Patch) -> None:
+    def add_cross_product(density: Tensor, *_: object) -> Tensor:
+        polar = density[1:4]
+        axial = torch.linalg.cross(polar, polar.roll(1, dims=2), dim=0)
+        return torch.cat([density[:1], polar + axial, density[4:]])
+
+    wrap(patch, mfm.backbones.gaunt._Messages, "forward", add_cross_product)
+
+
+def energy_depends_on_the_origin(patch: Patch) -> None:
+    def shift(features: Any, _: object, graph: Any, *__: object, **___: object) -> Any:
+        return features._replace(scalars=features.scalars + 1e-3 * graph.positions[:, :1])
+
+    wrap(patch, GauntBackbone, "forward", shift)
+
+
+def energy_depends_on_the_order_of_atoms(patch: Patch) -> None:
+    def weigh(features: Any, *_: object, **__: object) -> Any:
+        order = torch.arange(len(features.scalars), dtype=torch.float64)
+        return features._replace(scalars=features.scalars * (1 + 1e-3 * order[:, None]))
+
+    wrap(patch, GauntBackbone, "forward", weigh)
+
+
+def structures_of_a_batch_talk(patch: Patch) -> None:
+    wrap(
+        patch,
+        GauntBackbone,
+        "forward",
+        lambda features, *_, **__: features._replace(scalars=features.scalars - 1e-3 * features.scalars.mean(0)),
+    )
+
+
+def wrong_derivative(scale_forces: float, scale_stress: float) -> Callable[[Patch], None]:
+    def plant(patch: Patch) -> None:
+        def scaled(value: tuple[Tensor, Tensor | None], *_: object) -> tuple[Tensor, Tensor | None]:
+            return value[0] * scale_forces, None if value[1] is None else value[1] * scale_stress
+
+        wrap(patch, mfm.model, "forces_and_stress", scaled)
+
+    return plant
+
+
+def hard_cutoff(patch: Patch) -> None:
+    patch.setattr(
+        mfm.nn.radial, "polynomial_cutoff", lambda distances, cutoff, power=6: (distances < cutoff).to(distances.dtype)
+    )
+
+
+def bias_in_the_readout(patch: Patch) -> None:
+    wrap(patch, mfm.model.EnergyHead, "forward", lambda energies, *_: energies + 1e-3)
+
+
+def global_charge_embedding(patch: Patch) -> None:
+    wrap(
+        patch,
+        mfm.backbones.gaunt.StateEmbedding,
+        "forward",
+        lambda value, _, graph: value + 0.1 * graph.charge[graph.batch][:, None],
+    )
+
+
+def loss_masked_by_where(patch: Patch) -> None:
+    def terms(outputs: Any, graph: Any, tasks: Any, scale: float) -> dict[str, Any]:
+        made = {}
+        for name, value in outputs.items():
+            square = ((value - graph[name]) / scale).square()
+            total = torch.where(torch.isfinite(square), square, 0.0).sum()
+            made[name] = mfm.losses.LossTerm(total, torch.ones_like(total), 1.0)
+        return made
+
+    patch.setattr(contract, "loss_terms", terms)
+
+
+def periodicity_from_the_cell(patch: Patch) -> None:
+    original = mfm.graph.neighbour_list
+
+    def search(structure: Structure, cutoff: float) -> Any:
+        periodic = Structure(
+            structure.atomic_numbers, structure.positions, structure.cell, structure.cell.any(axis=1), multiplicity=None
+        )
+        return original(periodic, cutoff)
+
+    patch.setattr(mfm.graph, "neighbour_list", search)
+
+
+PLANTED: dict[str, tuple[Callable[[Patch], None], str, dict[str, Any]]] = {
+    "rotation": (wrong_harmonic, "test_rotation_and_reflection", {"kind": "molecule", "improper": False}),
+    "reflection": (axial_vector_added_to_polar, "test_rotation_and_reflection", {"kind": "molecule", "improper": True}),
+    "translation": (energy_depends_on_the_origin, "test_translation", {}),
+    "permutation": (energy_depends_on_the_order_of_atoms, "test_permutation", {}),
+    "batching": (structures_of_a_batch_talk, "test_a_batch_equals_its_structures_one_by_one", {}),
+    "forces": (wrong_derivative(1.001, 1.0), "test_forces_are_minus_the_gradient", {}),
+    "stress": (wrong_derivative(1.0, 1.001), "test_stress_is_the_strain_derivative_over_the_volume", {}),
+    "cutoff": (hard_cutoff, "test_energy_and_forces_are_smooth_at_the_cutoff", {}),
+    "isolated atom": (bias_in_the_readout, "test_an_isolated_atom_has_its_reference_energy", {}),
+    "extensivity": (global_charge_embedding, "test_distant_copies_double_the_energy", {}),
+    "missing labels": (loss_masked_by_where, "test_missing_labels_carry_no_gradient", {}),
+    "periodicity": (periodicity_from_the_cell, "test_a_box_without_periodicity_is_ignored", {}),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_planted_error_is_found(
+    kind: str, monkeypatch: Patch, request: pytest.FixtureRequest, molecule: Structure, crystal: Structure
+) -> None:
+    plant, test, extra = PLANTED[kind]
+    check: Any = getattr(contract, test)
+    model: MFMModel = make_model(GauntConfig, "anchor")
+    available = {"model": model, "molecule": molecule, "crystal": crystal, "request": request, **extra}
+    wanted = check.__code__.co_varnames[: check.__code__.co_argcount]
+    arguments = {name: available[name] for name in wanted}
+    check(**arguments)
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        check(**arguments)
+
+
+def test_the_rotation_test_passes_with_the_error_that_only_reflection_shows(
+    monkeypatch: Patch, request: pytest.FixtureRequest
+) -> None:
+    axial_vector_added_to_polar(monkeypatch)
+    model = make_model(GauntConfig, "anchor")
+    contract.test_rotation_and_reflection(model, "molecule", False, request)
+    with pytest.raises(AssertionError):
+        contract.test_rotation_and_reflection(model, "molecule", True, request)

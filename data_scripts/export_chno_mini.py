@@ -1,6 +1,6 @@
 """Turn a labelling store into `builtin:chno-mini`: the HDF5 file and its card.
 
-    python data_scripts/export_chno_mini.py --store chno-mini/labels.sqlite
+python data_scripts/export_chno_mini.py --store chno-mini/labels.sqlite
 """
 
 import argparse
@@ -26,8 +26,8 @@ def make_card(plan: Plan, exported: Export, provenance: dict[str, str]) -> Datas
     return DatasetCard(
         name="chno-mini",
         description=f"{len(exported.records)} geometries of {len(molecules)} molecules of H, C, N, O with at most four"
-        f" heavy atoms: equilibria, GFN2-xTB dynamics at 300 to 1000 K, normal modes, torsions, stretched bonds. All have"
-        f" {plan.base} labels, {n_top} also {plan.top} energies.",
+        f" heavy atoms: equilibria, GFN2-xTB dynamics at 300 to 1000 K, normal modes, torsions, stretched bonds."
+        f" All have {plan.base} labels, {n_top} also {plan.top} energies.",
         source="computed by mfm with PySCF: data_scripts/label_chno_mini.py, plan data_scripts/chno_mini.yaml",
         licence="CC0-1.0",
         citation="mfm; methods: wB97M-V functional Mardirossian and Head-Gordon 2016 (doi:10.1063/1.4952647),"

@@ -1,6 +1,6 @@
 """Forces at the composite CCSD(T) level, by finite differences, for a few small molecules.
 
-    python data_scripts/label_ccsdt_forces.py --out mfm/data/builtin/ccsdt-forces.h5
+python data_scripts/label_ccsdt_forces.py --out mfm/data/builtin/ccsdt-forces.h5
 
 One distorted geometry each, from another random stream than chno-mini's; the same geometries are labelled at `dft`.
 """

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ase import units as ase_units
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import BFGS
 
 from mfm.graph import Structure
@@ -104,7 +103,10 @@ class _Sampler:
         while True:
             start, _ = self.minima[int(self.random.integers(len(self.minima)))]
             atoms = attach_calculator(start, self.level)
-            MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature, rng=self.random)
+            # twice the temperature: from a minimum, half of the kinetic energy turns into potential energy
+            thermal = ase_units.kB * (2 * temperature)
+            widths = np.sqrt(atoms.get_masses() * thermal)[:, None]
+            atoms.set_momenta(self.random.standard_normal((len(atoms), 3)) * widths)
             dynamics = Langevin(
                 atoms,
                 _STEP_FS * ase_units.fs,

@@ -51,7 +51,9 @@ def test_hydrogen_molecule_against_full_ci_and_exact_integrals() -> None:
     large = _exact("cc-pvtz", pair)
     full = float(fci.FCI(small).kernel()[0]) - small.e_tot
     mp2 = [float(mp.MP2(solver).kernel()[0]) for solver in (small, large)]
-    expected = large.e_tot + 0.30130 * (large.e_tot - small.e_tot) + mp2[1] + 0.71189 * (mp2[1] - mp2[0]) + full - mp2[0]
+    expected = (
+        large.e_tot + 0.30130 * (large.e_tot - small.e_tot) + mp2[1] + 0.71189 * (mp2[1] - mp2[0]) + full - mp2[0]
+    )
     assert float(label_composite(pair, SMALL).values["energy"]) == pytest.approx(expected * HARTREE, abs=1e-3)
 
 

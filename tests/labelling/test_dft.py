@@ -31,7 +31,11 @@ def test_forces_are_minus_the_gradient(water: Labels) -> None:
     slope = 0.0
     for step, weight in ((0.004, 4 / 3), (0.008, -1 / 3)):
         ends = [
-            float(label_dft(Structure(WATER.atomic_numbers, WATER.positions + s * step * direction), SMALL).values["energy"])
+            float(
+                label_dft(Structure(WATER.atomic_numbers, WATER.positions + s * step * direction), SMALL).values[
+                    "energy"
+                ]
+            )
             for s in (1, -1)
         ]
         slope -= weight * (ends[0] - ends[1]) / (2 * step)

@@ -1,0 +1,103 @@
+"""The labelling store: a queue that remembers answers and failures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mfm.graph import Structure
+from mfm.labelling.export import QualityRules, export_records
+from mfm.labelling.levels import LEVELS
+from mfm.labelling.sampling import Sample
+from mfm.labelling.store import LabelRow, LabelStore
+
+LOW, HIGH = LEVELS["dft"], LEVELS["ccsdt"]
+
+
+def _sample(length: float, molecule: str = "[H][H]") -> Sample:
+    return Sample(Structure(np.array([1, 1]), np.array([[0.0, 0, 0], [0, 0, length]])), molecule, "bond")
+
+
+def _values(energy: float, n_atoms: int = 2) -> dict[str, np.ndarray]:
+    return {"energy": np.asarray(energy), "forces": np.zeros((n_atoms, 3)), "charges": np.zeros(n_atoms)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LabelStore:
+    made = LabelStore(tmp_path / "labels.sqlite")
+    made.add_level("low", LOW, "{}")
+    made.add_level("high", HIGH, "{}")
+    return made
+
+
+def _answer(store: LabelStore, sample: Sample, level: str, status: str = "ok", **flags: float) -> None:
+    values = _values(-30.0, len(sample.structure)) if status == "ok" else {}
+    store.record(LabelRow(sample.structure.content_hash(), level, status, values, flags, "", 1.0), {"pyscf": "x"})
+
+
+def test_queue_keeps_order_and_forgets_nothing(store: LabelStore) -> None:
+    samples = [_sample(length) for length in (0.9, 0.7, 0.8)]
+    assert store.enqueue([(sample, LOW.identifier) for sample in samples]) == 3
+    assert store.enqueue([(samples[0], LOW.identifier), (samples[0], HIGH.identifier)]) == 1
+    pending = store.pending()
+    assert [job.structure for job in pending] == [
+        samples[0].structure,
+        *[s.structure for s in samples[1:]],
+        samples[0].structure,
+    ]
+    _answer(store, samples[1], LOW.identifier, "failed")
+    _answer(store, samples[0], LOW.identifier, net_force=1e-9)
+    store.close()
+    again = LabelStore(store.path)
+    assert [(job.level, job.origin) for job in again.pending()] == [(LOW.identifier, "bond"), (HIGH.identifier, "bond")]
+    assert again.counts() == {("low", "ok"): 1, ("low", "failed"): 1}
+    rows = list(again.labels(LOW.identifier))
+    assert [row.status for row in rows] == ["failed", "ok"]
+    np.testing.assert_array_equal(rows[1].values["forces"], np.zeros((2, 3)))
+    assert rows[1].flags == {"net_force": 1e-9}
+    assert again.provenances() == [{"pyscf": "x"}]
+
+
+def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("not a database, and long enough to be read as a broken header " * 10)
+    with pytest.raises(ValueError, match=r"labelling store must be an SQLite file, got .*labels.txt"):
+        LabelStore(path)
+
+
+def test_export_keeps_what_is_good(store: LabelStore) -> None:
+    kept, only_low, pushed, failed = (_sample(length) for length in (0.7, 0.8, 0.9, 1.0))
+    atom = Sample(Structure(np.array([1]), np.zeros((1, 3)), multiplicity=2), "[H]", "isolated atom")
+    store.enqueue([(sample, LOW.identifier) for sample in (kept, only_low, pushed, failed, atom)])
+    _answer(store, kept, LOW.identifier, net_force=1e-6, dipole_error=1e-5, s_squared=0.0)
+    _answer(store, kept, HIGH.identifier, t1=0.01, d1=0.02)
+    _answer(store, only_low, LOW.identifier, dipole_error=0.1)
+    _answer(store, only_low, HIGH.identifier, t1=0.03, d1=0.07)
+    _answer(store, pushed, LOW.identifier, net_force=0.01, s_squared=0.4)
+    _answer(store, failed, LOW.identifier, "failed")
+    _answer(store, atom, LOW.identifier, s_squared=0.75)
+    result = export_records(store, "low", {"low": ("net_force",), "high": ("t1",)})
+    assert [record.structure for record in result.records] == [kept.structure, only_low.structure]
+    assert set(result.records[0].labels) == {
+        "energy_low", "forces_low", "charges_low", "energy_high", "forces_high", "charges_high"
+    }  # fmt: skip
+    assert result.records[0].flags == {"net_force_low": 1e-6, "t1_high": 0.01, "seconds_low": 1.0, "seconds_high": 1.0}
+    # charges that do not give the dipole are dropped, energies and forces are not
+    assert set(result.records[1].labels) == {"energy_low", "forces_low"}
+    assert result.references == {"low": {"H": -30.0}}
+    assert result.left_out == {
+        "low: net force, spin contamination": 1,
+        "low: failed": 1,
+        "high: t1, d1": 1,
+    }
+
+
+def test_rules_judge_contamination_against_the_spin() -> None:
+    row = LabelRow("", "", "ok", {}, {"s_squared": 0.76}, "", 1.0)
+    assert QualityRules().reason(row, multiplicity=2) == ""
+    assert QualityRules().reason(row, multiplicity=1) == "spin contamination"
+
+
+def test_an_empty_store_has_nothing_to_export(store: LabelStore) -> None:
+    with pytest.raises(ValueError, match=r"must hold accepted `low` labels of molecules, got none in .*labels.sqlite"):
+        export_records(store, "low", {})

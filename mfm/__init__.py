@@ -13,19 +13,37 @@ if TYPE_CHECKING:
     from mfm.calculator import MFMCalculator as MFMCalculator
     from mfm.checkpoint import load_model as load_model
     from mfm.checkpoint import save_checkpoint as save_checkpoint
+    from mfm.data.opening import open_dataset as open_dataset
+    from mfm.data.store import Store as Store
     from mfm.fidelity import LevelOfTheory as LevelOfTheory
     from mfm.graph import Structure as Structure
+    from mfm.model import MFMModel as MFMModel
+    from mfm.training.run import train as train
 
 _HOMES = {
     "LevelOfTheory": "mfm.fidelity",
     "MFMCalculator": "mfm.calculator",
+    "MFMModel": "mfm.model",
+    "Store": "mfm.data.store",
     "Structure": "mfm.graph",
     "load_model": "mfm.checkpoint",
+    "open_dataset": "mfm.data.opening",
     "save_checkpoint": "mfm.checkpoint",
+    "train": "mfm.training.run",
 }
 """Module that defines each public name."""
 
-__all__ = ["LevelOfTheory", "MFMCalculator", "Structure", "load_model", "save_checkpoint"]
+__all__ = [
+    "LevelOfTheory",
+    "MFMCalculator",
+    "MFMModel",
+    "Store",
+    "Structure",
+    "load_model",
+    "open_dataset",
+    "save_checkpoint",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Checkpoints: what is written is read, without pickle; everything else is refused with a reason."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,18 @@ def test_loading_runs_no_pickled_code(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as a checkpoint without pickle"):
         load_model(tmp_path / "model.mfm")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("old", sorted(OLD_CHECKPOINTS.glob("*.mfm")), ids=lambda path: path.stem)
+def test_every_format_still_loads_and_predicts_the_same(old: Path) -> None:
+    expected = json.loads(old.with_suffix(".json").read_text(encoding="utf-8"))
+    predicted = outputs(load_model(old, dtype=torch.float64))
+    for task, energy in expected.items():
+        assert float(predicted[task]) == pytest.approx(energy, abs=1e-8), task
+
+
+def test_the_present_format_has_a_file() -> None:
+    assert (OLD_CHECKPOINTS / f"format-{FORMAT}.mfm").stat().st_size < 300_000
 
 
 def test_missing_file_lists_its_neighbours(path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MAX_LINES_OF_FILE = 400
 MAX_LINES_OF_FUNCTION = 60
-MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|Users|tmp|opt|mnt)/[\w.]")
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|Users)/[\w.]")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -112,15 +112,16 @@ def dynamics(result: TrainResult, config: RunConfig, n_steps: int) -> list[str]:
     run_dynamics(atoms, max(n_steps // 4, 1), TIMESTEP, TEMPERATURE, progress=f"{molecule} at {TEMPERATURE:.0f} K")
     trajectory = result.folder / "dynamics.traj"
     started = time.perf_counter()
-    run = run_dynamics(atoms, n_steps, TIMESTEP, trajectory=trajectory, progress=f"{molecule}, constant energy")
+    every = max(n_steps // 200, 1)
+    bar = f"{molecule}, constant energy"
+    run = run_dynamics(atoms, n_steps, TIMESTEP, every=every, trajectory=trajectory, progress=bar)
     speed = 1000 * (time.perf_counter() - started) / n_steps
     lines = [
         f"{atoms.get_chemical_formula()} ({molecule}), {n_steps * TIMESTEP / 1000:g} ps at constant energy:"
         f" {run.temperatures.mean():.0f} K, {speed:.1f} ms per step",
+        f"energy drift {energy_drift(run, len(atoms)).drift:+.1e} eV/atom/ps",
         f"{high} minus {low} moved by {1000 * (atoms.calc.gap(high, low) - gap):+.0f} meV from the minimum to the end",
     ]
-    if len(run.times) >= 3:
-        lines.insert(1, f"energy drift {energy_drift(run, len(atoms)).drift:+.1e} eV/atom/ps")
     print("\n".join(lines))
     return lines
 

@@ -32,4 +32,4 @@ def test_quickstart_runs(tmp_path: Path) -> None:
     model = tmp_path / "quickstart" / "model.mfm"
     assert str(model) in result.stdout
     assert MFMCalculator(model, fidelity="high", device="cpu").fidelities() == ["low", "high"]
-    assert len(read(tmp_path / "quickstart" / "dynamics.traj", ":")) == 3
+    assert len(read(tmp_path / "quickstart" / "dynamics.traj", ":")) == 21

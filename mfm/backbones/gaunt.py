@@ -127,6 +127,9 @@ class _Layer(nn.Module):
         self.gate = nn.Linear(n + n_invariants, 2 * n)
         self.value = nn.Linear(n_invariants, 2 * n, bias=False)
         self.update = nn.Linear(2 * n, n, bias=False)
+        for linear in (self.gate, self.value, self.update):
+            # torch's default shrinks each map by √3: through three of them an atom would start with hardly any update
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         self.mix_equivariants = DegreewiseLinear(n_many, n, self.degree, 1)
         self.equivariant_gates = nn.Linear(2 * n, self.degree * n)
 

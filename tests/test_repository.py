@@ -53,7 +53,9 @@ def is_assertion(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call):
         return False
     called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    return called in {"raises", "warns"} or called.startswith(("assert", "check"))
+    # a subprocess run with `check=True` fails the test when it fails
+    checked = any(keyword.arg == "check" and getattr(keyword.value, "value", False) for keyword in node.keywords)
+    return checked or called in {"raises", "warns"} or called.startswith(("assert", "check"))
 
 
 def without_assertion(source: str) -> list[str]:

@@ -139,6 +139,7 @@ def print_last_screen(
 ) -> None:
     high, low = levels_of(config)
     model, folder = result.checkpoint, result.folder
+    recorded = "nothing" if config.tracking == "none" else config.tracking.directory
     levels = " and ".join(level.label for level in store.card.levels.values())
     print(f"\n{LINE}\nDone in {seconds / 60:.1f} minutes. A potential for {levels}.\n")
     print(result.evaluations["test"].to_markdown())
@@ -148,7 +149,7 @@ Made
   {model}    the model, all a calculator needs
   {folder / "evaluation"}    tables, parity plots, learning curves
   {folder / "dynamics.traj"}    the trajectory: ase gui {folder / "dynamics.traj"}
-  mlruns/    the run, to compare with others
+  {recorded}    the run, to compare with others
 
 Try next
   source .venv/bin/activate

@@ -266,14 +266,23 @@ def start_run(
         Commit, data digest, seed, fidelities...
     run_id : str, optional
         An earlier run to continue.
+
+    Raises
+    ------
+    ValueError
+        If the store cannot be reached or written, or does not know the earlier run.
     """
     location = locate(directory)
-    client = _client(location)
-    experiment_id = _experiment(client, location, experiment)
-    if run_id is None:
-        run_id = client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
-    else:
-        client.update_run(run_id, status="RUNNING")
+    errors = _mlflow().exceptions.MlflowException
+    try:
+        client = _client(location)
+        experiment_id = _experiment(client, location, experiment)
+        if run_id is None:
+            run_id = client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
+        else:
+            client.update_run(run_id, status="RUNNING")
+    except errors as error:
+        raise ValueError(f"cannot record the run at {location.uri}: {error}; or train with `tracking=none`") from error
     return TrackedRun(client, location, run_id, experiment_id)
 
 

@@ -90,6 +90,11 @@ def test_a_run_is_continued_by_its_id(store):
     assert _read(child).info.status == "RUNNING"
 
 
+def test_a_store_that_does_not_know_the_run_is_named(store):
+    with pytest.raises(ValueError, match=r"cannot record the run at sqlite:.*; or train with `tracking=none`"):
+        tracking.start_run("exp", "recipe", {}, store, run_id="0" * 32)
+
+
 def test_compare_shows_what_differs(store):
     for name, rate in (("one", 0.1), ("two", 0.2)):
         run = tracking.start_run("exp", name, {"mfm.seed": "0"}, store)

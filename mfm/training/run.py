@@ -109,7 +109,7 @@ def _begin(
 ) -> tuple[_Run, TrainingState | None]:
     folder = Path(config.folder)
     state = load_state(folder / _STATE) if resume else None
-    if state is None and (folder / RESOLVED_CONFIG).exists():
+    if state is None and (folder / _STATE).exists():
         raise ValueError(
             f"`{folder}` already holds a run; continue it with `mfm train --resume {folder}`, or name another folder"
             " with `--output`"
@@ -130,13 +130,14 @@ def _begin(
     model.to(_device(config.device))
     if state is not None:
         model.load_state_dict(state["model"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESOLVED_CONFIG).write_text(_to_yaml(config), encoding="utf-8")
     runs = {} if state is None else dict(state["runs"])
     tracker = _open_tracker(config, data, model, runs)
     parent = "" if initial is None else str(initial)
     run = _Run(config, folder, data, model, History(folder / _HISTORY), tracker, runs, interruption, parent)
     if state is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESOLVED_CONFIG).write_text(_to_yaml(config), encoding="utf-8")
+        (folder / _HISTORY).unlink(missing_ok=True)
         _save(run, 0, None)
     return run, state
 
@@ -173,9 +174,12 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"`device` must be auto, cpu or cuda, got `{name}`") from error
+        raise ValueError(f"`device` must be auto, cpu, cuda or cuda:NUMBER, got `{name}`") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"`device` must be auto, cpu, cuda or cuda:NUMBER, got `{name}`")
+    return device
 
 
 def _to_yaml(config: RunConfig) -> str:

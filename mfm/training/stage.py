@@ -203,7 +203,9 @@ def fit_stage(
         stop_after=stop_after,
     )
     device = next(stage.module.model.parameters()).device
-    options: dict[str, Any] = {"accelerator": "gpu" if device.type == "cuda" else "cpu", "devices": 1}
+    options: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
+    if device.type == "cuda":
+        options = {"accelerator": "gpu", "devices": [device.index or 0]}
     with _quiet_lightning():
         trainer = lightning.Trainer(
             **options,

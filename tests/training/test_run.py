@@ -192,8 +192,10 @@ def test_tasks_without_labels_are_refused(morse_file, tmp_path):
     data = {"train": str(morse_file), "n_train": 1000, "valid_fraction": 0.25, "test_fraction": 0.25}
     with pytest.raises(ValueError, match=r"`data\.n_train` must be at most the 16 structures"):
         train(_config(morse_file, tmp_path / "run", data=data))
-    with pytest.raises(ValueError, match="`device` must be auto, cpu or cuda, got `gpux`"):
-        train(_config(morse_file, tmp_path / "run", device="gpux"))
+    for device in ("gpux", "meta"):
+        with pytest.raises(ValueError, match=f"`device` must be auto, cpu, cuda or cuda:NUMBER, got `{device}`"):
+            train(_config(morse_file, tmp_path / "run", device=device))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_split_file_divides_the_data(morse_file, tmp_path):

@@ -18,7 +18,7 @@ from mfm.graph import AtomicGraph, Structure
 from mfm.heads.energy import EnergyHead, TaskConfig
 from mfm.properties import parse_task
 
-__all__ = ["Domain", "MFMModel", "ModelConfig", "build_model"]
+__all__ = ["Domain", "MFMModel", "ModelConfig", "build_model", "evaluation_order"]
 
 _N_ELEMENTS = 119
 
@@ -48,20 +48,21 @@ class ModelConfig(Config):
                 raise ValueError(
                     f"task `{name}`: `conditioned` must name an independent task, not `{task.conditioned}`"
                 )
-        _evaluation_order(self.tasks)
+        evaluation_order(self.tasks)
         return self
 
 
-def _evaluation_order(tasks: Mapping[str, TaskConfig]) -> list[str]:
+def evaluation_order(tasks: Mapping[str, TaskConfig]) -> list[str]:
     """Tasks, each after the one it builds on."""
     order: list[str] = []
     for name in tasks:
-        chain, current = [], name
+        chain: list[str] = []
+        current: str | None = name
         while current is not None and current not in order:
             if current in chain:
                 raise ValueError(f"tasks {' -> '.join([*chain, current])} build on one another in a circle")
             chain.append(current)
-            current = tasks[current].base  # type: ignore[assignment]
+            current = tasks[current].base
         order.extend(reversed(chain))
     return order
 
@@ -147,7 +148,7 @@ class MFMModel(nn.Module):
         self.domain = domain
         self.backbone = config.backbone.build()
         self.backbone.average_neighbours.fill_(domain.average_neighbours)
-        self.order = _evaluation_order(config.tasks)
+        self.order = evaluation_order(config.tasks)
         n_scalars = self.backbone.n_scalars
         self.heads = nn.ModuleDict(
             {
@@ -179,7 +180,7 @@ class MFMModel(nn.Module):
         return torch.as_tensor(table)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MFMModel":
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self.references = self.references.to(next(self.parameters()).device)
         return self
 

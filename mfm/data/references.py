@@ -17,7 +17,7 @@ from mfm.data.store import Store
 from mfm.properties import task_name
 from mfm.units import HARTREE
 
-__all__ = ["References", "fit_references", "free_atom_energy", "residual_energies"]
+__all__ = ["References", "fit_references", "free_atom_energy", "references_beside", "residual_energies"]
 
 References = dict[str, dict[int, float]]
 """Fidelity to atomic number to energy, eV."""
@@ -93,6 +93,39 @@ def fit_references(
     return references
 
 
+def references_beside(store: Store, fidelity: str, base: str, base_references: Mapping[int, float]) -> dict[int, float]:
+    """References of a fidelity whose model adds to that of another: such that the difference starts near zero.
+
+    The base's references plus the least-squares fit, per element, of the energy differences of the records that
+    carry both labels. With unrelated references (isolated atoms at one level, a fit at the other) the correction
+    would have to learn the atomisation energy.
+
+    Parameters
+    ----------
+    base : str
+        Fidelity that is added to.
+    base_references : mapping
+        Atomic number to eV, of the base.
+
+    Raises
+    ------
+    ValueError
+        If no record carries both energies.
+    """
+    tasks = task_name("energy", fidelity), task_name("energy", base)
+    both = store.coverage(tasks[0]) & store.coverage(tasks[1])
+    if not both.any():
+        raise ValueError(
+            f"references of `{fidelity}` beside `{base}` need records with both `{tasks[0]}` and `{tasks[1]}`, got"
+            f" none in {store!r}; give isolated atoms at both levels in the card, or train `{fidelity}` independently"
+        )
+    paired = store.subset(both)
+    counts = paired.composition(paired.elements).astype(np.float64)
+    shifts = _minimum_norm(counts, paired.energies(tasks[0]) - paired.energies(tasks[1]))
+    found = {z: base_references[z] + float(shift) for z, shift in zip(paired.elements, shifts, strict=True)}
+    return {z: found[z] for z in sorted(found)}
+
+
 def residual_energies(store: Store, task: str, references: Mapping[int, float]) -> np.ndarray:
     """Energies minus the references of the atoms, in float64.
 
@@ -140,7 +173,13 @@ def _least_squares(energies: np.ndarray, store: Store) -> dict[int, float]:
         prior = free_atoms
     else:
         prior = np.full(len(free_atoms), energies.sum() / counts.sum())
+    fitted = prior + _minimum_norm(counts, energies - counts @ prior)
+    return {z: float(e) for z, e in zip(store.elements, fitted, strict=True)}
+
+
+def _minimum_norm(counts: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    """Energy per element, zero in the directions that the compositions do not determine."""
     # columns of unit norm: a rare element is as well determined as a common one
     norms = np.linalg.norm(counts, axis=0)
-    shift, *_ = np.linalg.lstsq(counts / norms, energies - counts @ prior, rcond=_RANK)
-    return {z: float(e) for z, e in zip(store.elements, prior + shift / norms, strict=True)}
+    scaled, *_ = np.linalg.lstsq(counts / norms, energies, rcond=_RANK)
+    return scaled / norms

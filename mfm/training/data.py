@@ -9,14 +9,14 @@ import numpy as np
 
 from mfm.data.dataset import GraphDataset
 from mfm.data.opening import open_dataset
-from mfm.data.references import fit_references, residual_energies
+from mfm.data.references import fit_references, references_beside, residual_energies
 from mfm.data.sampling import AtomBudgetBatchSampler
 from mfm.data.splits import Split, by_file, by_molecule, random_frames
 from mfm.data.store import Store
 from mfm.fidelity import merge_levels
 from mfm.graph import collate, neighbour_list
 from mfm.heads.energy import TaskConfig
-from mfm.model import Domain
+from mfm.model import Domain, evaluation_order
 from mfm.properties import parse_task
 from mfm.training.module import TrainingBatch
 from mfm.training.recipe import BatchConfig, DataConfig
@@ -123,19 +123,30 @@ def _draw(store: Store, count: int, seed: int) -> Store:
     return store.subset(np.sort(np.random.default_rng(seed).permutation(len(store))[:count]))
 
 
-def fit_domain(store: Store, tasks: Sequence[str], cutoff: float, method: ReferenceMethod = "auto") -> Domain:
+def fit_domain(
+    store: Store, tasks: Mapping[str, TaskConfig], cutoff: float, method: ReferenceMethod = "auto"
+) -> Domain:
     """What a model has to know of its training set: references, levels, scale, neighbours, charge states.
 
     Parameters
     ----------
-    tasks : sequence of str
+    tasks : mapping of str to TaskConfig
         Energy tasks of the model.
     cutoff : float, Å
     method : str
-        Of the references, see :func:`mfm.data.references.fit_references`.
+        Of the references, see :func:`mfm.data.references.fit_references`. A task that builds on another takes
+        references beside it, unless there are isolated atoms for both.
     """
     fidelities = [parse_task(task).fidelity for task in tasks]
     references = fit_references(store, fidelities, method)
+    for name in evaluation_order(tasks):
+        base_task = tasks[name].base
+        if base_task is None:
+            continue
+        fidelity, base = parse_task(name).fidelity, parse_task(base_task).fidelity
+        known = store.card.references
+        if method == "least_squares" or not (known.get(fidelity) and known.get(base)):
+            references[fidelity] = references_beside(store, fidelity, base, references[base])
     states = _charge_states(store)
     return Domain(
         references=references,

@@ -120,8 +120,8 @@ def _begin(
     data = prepare_data(config.data, list(config.model.tasks))
     if state is not None:
         _check_same_run(state, config, data, folder)
-    tasks, cutoff = list(config.model.tasks), config.model.backbone.cutoff
-    domain = fit_domain(data.train, tasks, cutoff, config.data.references)
+    cutoff = config.model.backbone.cutoff
+    domain = fit_domain(data.train, config.model.tasks, cutoff, config.data.references)
     dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
     if parent_model is None:
         model = build_model(config.model, domain, config.seed, dtype)

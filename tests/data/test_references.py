@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfm.data import Record, Store
-from mfm.data.references import fit_references, free_atom_energy, residual_energies
+from mfm.data.references import fit_references, free_atom_energy, references_beside, residual_energies
 from mfm.graph import Structure
 from tests.strategies import CARD, random_records
 
@@ -104,3 +104,19 @@ def test_no_energies_at_a_fidelity():
         fit_references(store, ["ccsdt"])
     with pytest.raises(ValueError, match=r"card `generated` gives no isolated atoms for `dft`"):
         fit_references(store, ["dft"], method="isolated_atoms")
+
+
+def test_references_beside_a_base_take_the_difference_of_paired_records():
+    pairs = []
+    for record in labelled([[1, 1], [6, 8], [8, 1, 1], [6, 1, 1, 1]]):
+        numbers = record.structure.atomic_numbers
+        high = record.labels["energy_dft"] + 0.5 * len(numbers) + 0.25 * (numbers == 8).sum()
+        pairs.append(Record(record.structure, {**record.labels, "energy_ccsdt": high}))
+    beside = references_beside(Store.from_records(pairs, CARD), "ccsdt", "dft", TRUE)
+    assert beside == pytest.approx({1: TRUE[1] + 0.5, 6: TRUE[6] + 0.5, 8: TRUE[8] + 0.75}, abs=1e-9)
+
+
+def test_references_beside_a_base_need_paired_records():
+    unpaired = [*labelled([[1, 1]]), *labelled([[8, 8]], task="energy_ccsdt")]
+    with pytest.raises(ValueError, match="need records with both `energy_ccsdt` and `energy_dft`, got none"):
+        references_beside(Store.from_records(unpaired, CARD), "ccsdt", "dft", TRUE)

@@ -11,6 +11,8 @@ import torch
 from mfm.checkpoint import load_model, read_provenance
 from mfm.config import validate
 from mfm.data import open_dataset
+from mfm.data.references import residual_energies
+from mfm.heads.energy import TaskConfig
 from mfm.training.data import fit_domain, prepare_data
 from mfm.training.recipe import DataConfig, RunConfig
 from mfm.training.resume import load_state, random_state
@@ -222,14 +224,30 @@ def test_smaller_training_sets_are_parts_of_larger_ones(morse_file):
 
 def test_the_domain_describes_the_training_set(morse_file):
     store = open_dataset(morse_file)
-    domain = fit_domain(store, ["energy_low", "energy_high"], cutoff=5.0)
+    domain = fit_domain(store, {"energy_low": TaskConfig(), "energy_high": TaskConfig()}, cutoff=5.0)
     assert domain.references == ATOMS
     assert domain.scale == pytest.approx(np.sqrt(np.mean(store.values("forces_low") ** 2)))
     assert domain.average_neighbours == pytest.approx(np.average(store.n_atoms - 1, weights=store.n_atoms), rel=0.01)
     assert domain.levels["high"].method == "Morse-high"
     assert set(domain.multiplicities) == {1}
     # without forces, the spread of the energies per atom
-    energies_only = fit_domain(store, ["energy_high"], cutoff=5.0)
+    energies_only = fit_domain(store, {"energy_high": TaskConfig()}, cutoff=5.0)
     atoms = [sum(ATOMS["high"][z] for z in record.structure.atomic_numbers) for record in store]
     per_atom = (store.energies("energy_high") - atoms) / store.n_atoms
     assert energies_only.scale == pytest.approx(np.nanstd(per_atom), rel=1e-6)
+
+
+def test_an_anchored_level_takes_references_beside_its_base(morse_file):
+    store = open_dataset(morse_file)
+    # isolated atoms at one level only: a fit of the other would leave the atomisation energy to the correction
+    lopsided = store.with_card(store.card.model_copy(update={"references": {"low": store.card.references["low"]}}))
+    tasks = {"energy_low": TaskConfig(), "energy_high": TaskConfig(anchor="energy_low")}
+    domain = fit_domain(lopsided, tasks, cutoff=5.0)
+    assert domain.references["low"] == ATOMS["low"]
+    residuals = {
+        level: residual_energies(store, f"energy_{level}", domain.references[level]) for level in ("low", "high")
+    }
+    gap = (residuals["high"] - residuals["low"]) / store.n_atoms
+    alone = fit_domain(lopsided, {**tasks, "energy_high": TaskConfig()}, cutoff=5.0)
+    gap_alone = (residual_energies(store, "energy_high", alone.references["high"]) - residuals["low"]) / store.n_atoms
+    assert np.nanmax(np.abs(gap)) < 0.3 * np.nanmin(np.abs(gap_alone))

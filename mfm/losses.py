@@ -18,7 +18,7 @@ class LossTerm(NamedTuple):
 
     total: Tensor
     """Sum over labelled structures."""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count, which nobody calls on a loss
     """Number of labelled structures."""
     weight: float
 

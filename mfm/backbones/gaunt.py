@@ -162,6 +162,8 @@ class _Layer(nn.Module):
 class GauntBackbone(nn.Module):
     """The backbone described in the module's docstring."""
 
+    average_neighbours: Tensor
+
     def __init__(self, config: GauntConfig) -> None:
         super().__init__()
         self.config = config

@@ -17,6 +17,8 @@ class DegreewiseLinear(nn.Module):
         Degrees the features hold, in the order of :func:`mfm.nn.harmonics.degrees`.
     """
 
+    selection: Tensor
+
     def __init__(self, n_in: int, n_out: int, max_degree: int, min_degree: int = 0) -> None:
         super().__init__()
         n_degrees = max_degree - min_degree + 1

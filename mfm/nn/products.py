@@ -28,6 +28,10 @@ class SphereGrid(nn.Module):
         Number of functions that will be multiplied before projecting.
     """
 
+    evaluation: Tensor
+    mean: Tensor
+    projection: Tensor
+
     def __init__(self, degree_in: int, degree_out: int, order: int) -> None:
         super().__init__()
         points, weights = sphere_quadrature(order * degree_in + degree_out)

@@ -33,6 +33,8 @@ class BesselBasis(nn.Module):
     √(2/r_c) sin(n π r / r_c) / r, scaled to a mean square near one.
     """
 
+    frequencies: Tensor
+
     def __init__(self, cutoff: float, n_basis: int) -> None:
         super().__init__()
         self.cutoff = cutoff

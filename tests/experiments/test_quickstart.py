@@ -4,10 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from ase.io import read
 
 from mfm import MFMCalculator
-from mfm.config import load_config
+from mfm.config import load_config, validate
 from mfm.training.recipe import RunConfig
 from tests.morse import morse_store
 
@@ -20,6 +21,12 @@ def test_recipe_is_valid_and_short() -> None:
     lines = (FOLDER / "run.yaml").read_text(encoding="utf-8").splitlines()
     # two fidelities in at most 15 lines: what a user has to write
     assert len([line for line in lines if not line.startswith("#")]) <= 15
+
+
+def test_recipe_in_the_readme_is_valid() -> None:
+    readme = (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
+    recipe = yaml.safe_load(readme.split("```yaml")[1].split("```")[0])
+    assert list(validate(RunConfig, recipe).model.tasks) == ["energy_dft", "energy_ccsdt"]
 
 
 def test_quickstart_runs(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ ENVIRONMENTS = HERE / ".envs"
 PEERS = ("mace", "nequip", "schnetpack", "torchmdnet")
 """Peers; mfm itself runs in the environment that runs the benchmark."""
 
+_ANSWER = "answer: "  # as in peers/worker_protocol.py, which runs in other environments
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 # glibc returns large blocks to the system after every operation and faults them in again, which costs any of the
 # packages up to half of its time on a CPU; `mfm.allocator` does the same in mfm's own commands
@@ -165,12 +166,12 @@ class SpeedWorker:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            status = self._process.wait()
-            raise RuntimeError(f"worker of `{self.peer}` ended with status {status}:\n{_tail(self._log)}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        for line in self._process.stdout:
+            if line.startswith(_ANSWER):
+                answer: dict[str, Any] = json.loads(line.removeprefix(_ANSWER))
+                return answer
+        status = self._process.wait()
+        raise RuntimeError(f"worker of `{self.peer}` ended with status {status}:\n{_tail(self._log)}")
 
 
 def _tail(log: Path) -> str:

@@ -125,7 +125,9 @@ def run_dynamics(
 
     integrator.attach(sample, interval=every)
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=n_steps, desc=progress, unit="step", disable=progress is None))
+        bar = stack.enter_context(
+            tqdm(total=n_steps, desc=progress, unit="step", mininterval=1.0, disable=progress is None)
+        )
         if trajectory is not None:
             writer = stack.enter_context(Trajectory(str(trajectory), "w", atoms))
             integrator.attach(writer.write, interval=every)

@@ -17,4 +17,5 @@ class Features(NamedTuple):
     scalars: Tensor
     """(n_atoms, n_scalars), invariant."""
     equivariants: Tensor | None
-    """((L + 1)² − 1, n_atoms, n_channels), degrees 1 … L in the order of :mod:`mfm.nn.harmonics`, parity (−1)^l."""
+    """((L + 1)² − 1, n_atoms, n_channels), degrees 1 … L in the order of :mod:`mfm.nn.harmonics`, parity (−1)^l;
+    None unless the backbone was built to give them."""

@@ -9,6 +9,7 @@ products up to four-body, and gating happen on nodes.
 
 from typing import Literal, NamedTuple
 
+import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,28 +31,43 @@ class GauntConfig(Config):
     """Settings of :class:`GauntBackbone`."""
 
     name: Literal["gaunt"] = "gaunt"
-    cutoff: float = 5.0
+    cutoff: float = pydantic.Field(5.0, gt=0)
     """Radius within which atoms exchange messages, Å."""
-    n_layers: int = 2
+    n_layers: int = pydantic.Field(2, gt=0)
     """Message-passing layers."""
-    n_channels: int = 64
+    n_channels: int = pydantic.Field(64, gt=0)
     """Channels per atom and component."""
-    n_product_channels: int = 64
+    n_product_channels: int = pydantic.Field(64, gt=0)
     """Channels that enter the many-body products."""
-    max_degree: int = 3
+    max_degree: int = pydantic.Field(3, ge=1, le=6)
     """Highest degree l of the neighbour density."""
-    equivariant_degree: int = 2
+    equivariant_degree: int = pydantic.Field(2, ge=1)
     """Highest degree l of the features that atoms keep and send."""
-    n_radial: int = 8
+    n_radial: int = pydantic.Field(8, gt=0)
     """Radial functions on an edge."""
-    n_message_channels: int = 16
+    n_message_channels: int = pydantic.Field(16, gt=0)
     """Scalar channels of a neighbour that travel along an edge."""
-    n_transport_channels: int = 8
+    n_transport_channels: int = pydantic.Field(8, gt=0)
     """Equivariant channels of a neighbour that travel along an edge."""
 
-    def build(self) -> "GauntBackbone":
-        """Make the backbone with fresh weights."""
-        return GauntBackbone(self)
+    @pydantic.model_validator(mode="after")
+    def _check_degrees(self) -> "GauntConfig":
+        if self.equivariant_degree > self.max_degree:
+            raise ValueError(
+                f"`equivariant_degree` must be at most `max_degree`, got {self.equivariant_degree} above"
+                f" {self.max_degree}; atoms cannot keep degrees that their density does not hold"
+            )
+        return self
+
+    def build(self, with_equivariants: bool = False) -> "GauntBackbone":
+        """Make the backbone with fresh weights.
+
+        Parameters
+        ----------
+        with_equivariants : bool
+            Whether a head needs the last layer's equivariant features; without, that layer does not have them.
+        """
+        return GauntBackbone(self, with_equivariants)
 
 
 class _Edges(NamedTuple):
@@ -117,7 +133,7 @@ class _ManyBody(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: GauntConfig, first: bool) -> None:
+    def __init__(self, config: GauntConfig, first: bool, with_equivariants: bool) -> None:
         super().__init__()
         n, n_many = config.n_channels, 2 * config.n_product_channels
         self.degree = config.equivariant_degree
@@ -130,22 +146,19 @@ class _Layer(nn.Module):
         for linear in (self.gate, self.value, self.update):
             # torch's default shrinks each map by √3: through three of them an atom would start with hardly any update
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        self.mix_equivariants = DegreewiseLinear(n_many, n, self.degree, 1)
-        self.equivariant_gates = nn.Linear(2 * n, self.degree * n)
+        self.with_equivariants = with_equivariants
+        if with_equivariants:
+            self.mix_equivariants = DegreewiseLinear(n_many, n, self.degree, 1)
+            self.equivariant_gates = nn.Linear(2 * n, self.degree * n)
 
     def forward(
-        self,
-        scalars: Tensor,
-        equivariants: Tensor | None,
-        edges: _Edges,
-        condition: Tensor | None,
-        want_equivariants: bool,
+        self, scalars: Tensor, equivariants: Tensor | None, edges: _Edges, condition: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         n_message = self.messages.squeeze.out_features
         density = self.messages(scalars, equivariants, edges, None if condition is None else condition[:n_message])
         n_low = (self.degree + 1) ** 2 - 1
         zeroth, low, _ = torch.split(density, [1, n_low, len(density) - 1 - n_low])
-        many_invariants, many_equivariants = self.many_body(density, want_equivariants)
+        many_invariants, many_equivariants = self.many_body(density, self.with_equivariants)
         invariants = torch.cat([zeroth.squeeze(0), many_invariants], dim=1)
         gate = self.gate(torch.cat([scalars, invariants], dim=1))
         gate = gate if condition is None else gate + condition[n_message:]
@@ -164,7 +177,7 @@ class GauntBackbone(nn.Module):
 
     average_neighbours: Tensor
 
-    def __init__(self, config: GauntConfig) -> None:
+    def __init__(self, config: GauntConfig, with_equivariants: bool = False) -> None:
         super().__init__()
         self.config = config
         self.cutoff = config.cutoff
@@ -172,12 +185,16 @@ class GauntBackbone(nn.Module):
         self.embedding = nn.Embedding(119, config.n_channels)
         self.basis = BesselBasis(config.cutoff, config.n_radial)
         self.harmonics = SphericalHarmonics(config.max_degree)
-        self.layers = nn.ModuleList([_Layer(config, first=depth == 0) for depth in range(config.n_layers)])
+        last = config.n_layers - 1
+        self.layers = nn.ModuleList(
+            _Layer(config, first=depth == 0, with_equivariants=with_equivariants or depth < last)
+            for depth in range(config.n_layers)
+        )
         self.state = StateEmbedding(config.n_channels)
         self.condition_shape = (config.n_layers, config.n_message_channels + 2 * config.n_channels)
         self.register_buffer("average_neighbours", torch.tensor(16.0, dtype=torch.float64), persistent=False)
 
-    def forward(self, graph: AtomicGraph, condition: Tensor | None = None, want_equivariants: bool = False) -> Features:
+    def forward(self, graph: AtomicGraph, condition: Tensor | None = None) -> Features:
         """Features of every atom.
 
         Parameters
@@ -185,16 +202,13 @@ class GauntBackbone(nn.Module):
         graph : AtomicGraph
         condition : (n_layers, n_message_channels + 2 n_channels), optional
             Added to what atoms send and to the gates, zero meaning no condition.
-        want_equivariants : bool
-            Whether the last layer's equivariant features are needed.
         """
         edges = self._edges(graph)
         scalars = self.embedding(graph.atomic_numbers) + self.state(graph)
         equivariants, updates = None, []
         for depth, layer in enumerate(self.layers):
-            wanted = want_equivariants or depth < len(self.layers) - 1
             layer_condition = None if condition is None else condition[depth]
-            update, equivariants = layer(scalars, equivariants, edges, layer_condition, wanted)
+            update, equivariants = layer(scalars, equivariants, edges, layer_condition)
             scalars = scalars + update
             updates.append(update)
         return Features(torch.cat(updates, dim=1), equivariants)

@@ -55,10 +55,9 @@ def _prepare(options: argparse.Namespace) -> None:
     from mfm.allocator import tune_allocator
 
     tune_allocator()
-    if options.threads is not None:
-        import torch
+    import torch
 
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -192,7 +191,8 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _add_machine(parser: argparse.ArgumentParser, device: bool = True) -> None:
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as torch chooses)")
+    # one by default: small molecules are fastest so, and the bits of a sum depend on how threads share it
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default 1)")
     if device:
         parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
 

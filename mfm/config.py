@@ -60,7 +60,8 @@ def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dic
     >>> apply_overrides({"tasks": {"energy_dft": {}}}, ["tasks.energy_dft.weight=10"])
     {'tasks': {'energy_dft': {'weight': 10}}}
     """
-    edited: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(content)))
+    # the order of keys is kept: the first task stays the first
+    edited: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(content), sort_keys=False))
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path:

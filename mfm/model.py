@@ -255,11 +255,13 @@ class MFMModel(nn.Module):
     ) -> dict[str, Tensor]:
         """As :meth:`forward`, with total energies in float64 and everything detached."""
         training = self.training
-        self.eval()
+        if training:  # switching walks through every module, which costs as much as a small molecule
+            self.eval()
         try:
             outputs = {name: value.detach() for name, value in self(graph, tasks, derivatives).items()}
         finally:
-            self.train(training)
+            if training:
+                self.train()
         per_atom = self.references[:, graph.atomic_numbers]  # (n_fidelities, n_atoms)
         totals = per_atom.new_zeros(per_atom.shape[0], graph.n_structures).index_add(1, graph.batch, per_atom)
         for row, name in enumerate(self.tasks):

@@ -35,6 +35,11 @@ def test_unknown_key_suggests_the_nearest() -> None:
         validate(Outer, {"inner": {"n_layrs": 1}})
 
 
+def test_an_override_keeps_the_order_of_keys() -> None:
+    edited = apply_overrides({"tasks": {"energy_dft": {}, "energy_ccsdt": {}}}, ["seed=1"])
+    assert list(edited["tasks"]) == ["energy_dft", "energy_ccsdt"]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -46,6 +46,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     export.add_argument("--base", metavar="LEVEL", help="keep only structures that have this level")
     export.add_argument("--plan", type=Path, metavar="PLAN.yaml", help="take the held-out molecules from this plan")
     export.add_argument("--licence", default="unknown", help="SPDX name of the licence")
+    export.add_argument(
+        "--contamination", type=float, default=0.1, metavar="X",
+        help="leave out labels whose <S^2> is further off than this (default 0.1; stretched bonds are up to 1 off)",
+    )  # fmt: skip
     export.add_argument("--density", type=Path, metavar="FILE.h5", help="also write density coefficients to this file")
     export.set_defaults(run=_run_export)
     listing = subparsers.add_parser("label enumerate", help="list all small molecules of some elements")
@@ -217,12 +221,13 @@ def _summarise(store: "LabelStore", summary: "RunSummary", path: Path) -> str:
 def _run_export(options: argparse.Namespace) -> int:
     from mfm.data.store import write_store
     from mfm.labelling.density_file import write_densities
-    from mfm.labelling.export import export_records
+    from mfm.labelling.export import QualityRules, export_records
     from mfm.labelling.plan import read_plan
     from mfm.labelling.store import LabelStore
 
     store = LabelStore(options.store, read_only=True)
-    exported = export_records(store, options.base)
+    rules = QualityRules(spin_contamination=options.contamination)
+    exported = export_records(store, options.base, rules=rules)
     test = read_plan(options.plan).test_molecules if options.plan else []
     card = _card(store, exported, options.name or options.out.stem, test, options.licence)
     write_store(options.out, exported.records, card)

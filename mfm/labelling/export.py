@@ -28,6 +28,8 @@ class QualityRules(NamedTuple):
     """⟨S²⟩ − S(S + 1) of the Kohn-Sham determinant."""
     t1: float = 0.02
     """T1 of a closed-shell CCSD (Lee and Taylor, Int. J. Quantum Chem. Symp. 23, 199 (1989))."""
+    t1_open_shell: float = 0.03
+    """T1 of an open-shell CCSD, whose singles also relax the orbitals."""
     d1: float = 0.06
     """D1 of CCSD."""
     dipole_error: float = 1e-3
@@ -42,7 +44,7 @@ class QualityRules(NamedTuple):
         checks = {
             "net force": row.flags.get("net_force", 0.0) > self.net_force,
             "spin contamination": contamination > self.spin_contamination,
-            "t1": row.flags.get("t1", 0.0) > self.t1,
+            "t1": row.flags.get("t1", 0.0) > (self.t1 if multiplicity == 1 else self.t1_open_shell),
             "d1": row.flags.get("d1", 0.0) > self.d1,
         }
         return ", ".join(name for name, fails in checks.items() if fails)

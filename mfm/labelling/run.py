@@ -25,6 +25,8 @@ __all__ = ["Progress", "RunSummary", "label"]
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 3
 """Workers that a job may lose, and starts in a row that may fail."""
+_REPORT_EVERY = 1.0
+"""Seconds between lines of progress."""
 
 
 class RunSummary(NamedTuple):
@@ -67,7 +69,9 @@ class Progress:
         self._attempts: Counter[tuple[str, str]] = Counter()
         self._fidelities = store.fidelities()
         self.total, self.done, self.failed = len(self._left), 0, 0
-        self.started = time.monotonic()
+        self._open = Counter(job.level for job in self._left)
+        self._times: dict[str, list[float]] = {}
+        self.started = self._reported = time.monotonic()
 
     def has_work(self) -> bool:
         """Whether another job may start now."""
@@ -93,15 +97,26 @@ class Progress:
         self.store.record(LabelRow(job.hash, job.level, status, values, flags, text, seconds), provenance)
         self.done += 1
         self.failed += status == "failed"
-        elapsed = time.monotonic() - self.started
-        rate = self.done / elapsed
-        left = min((self.total - self.done) / rate, max(self.budget - elapsed, 0.0))
-        _LOG.info(
-            "%d/%d done, %d failed, %.0f per hour, %.0f min left | %s %s %s %.1f s %s",
-            *(self.done, self.total, self.failed, 3600 * rate, left / 60),
-            *(job.structure.formula, job.origin, self._fidelities.get(base_identifier(job.level), job.level)),
-            *(seconds, text),
-        )
+        self._open[job.level] -= 1
+        self._times.setdefault(job.level, []).append(seconds)
+        now = time.monotonic()
+        # thousands of labels a minute need no line each; what failed does
+        if status == "failed" or self.done == self.total or now - self._reported >= _REPORT_EVERY:
+            self._reported = now
+            elapsed = now - self.started
+            _LOG.info(
+                "%d/%d done, %d failed, %.0f per hour, %.1f min left | %s %s %s %.1f s %s",
+                *(self.done, self.total, self.failed, 3600 * self.done / elapsed, self._seconds_left(elapsed) / 60),
+                *(job.structure.formula, job.origin, self._fidelities.get(base_identifier(job.level), job.level)),
+                *(seconds, text),
+            )
+
+    def _seconds_left(self, elapsed: float) -> float:
+        """By what labels of each level took in this run: cheap levels say nothing about dear ones."""
+        taken = sum(sum(times) for times in self._times.values())
+        means = {level: sum(times) / len(times) for level, times in self._times.items()}
+        work = sum(count * means.get(level, max(means.values())) for level, count in self._open.items())
+        return min(work * elapsed / max(taken, 1e-9), max(self.budget - elapsed, 0.0))
 
     def summary(self) -> RunSummary:
         """What was done so far."""

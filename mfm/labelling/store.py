@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS labels (
     created TEXT NOT NULL DEFAULT (datetime('now')), PRIMARY KEY (hash, level));
 CREATE TABLE IF NOT EXISTS rejected (
     molecule TEXT PRIMARY KEY, message TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS structures_by_molecule ON structures (molecule);
 """
 _ADDED_COLUMNS = ("parent", "source")
 """Of `structures`: the molecule it was derived from, and what made it. Stores of mfm 0.1 lack them."""

@@ -22,8 +22,9 @@ from mfm.labelling.cluster import label_on, open_executor
 from mfm.labelling.commands import parse_hours
 from mfm.labelling.estimates import LevelCost, estimate_run, format_costs
 from mfm.labelling.levels import LEVELS
+from mfm.labelling.run import Progress
 from mfm.labelling.sampling import Sample
-from mfm.labelling.store import LabelStore
+from mfm.labelling.store import Answer, LabelRow, LabelStore
 
 XTB = LEVELS["xtb"]
 
@@ -185,8 +186,6 @@ def test_estimates_learn_from_the_store(tmp_path: Path) -> None:
 
 
 def _row(key: str, seconds: float) -> Any:
-    from mfm.labelling.store import LabelRow
-
     return LabelRow(key, XTB.identifier, "ok", {"energy": np.zeros(())}, {}, "", seconds)
 
 
@@ -224,6 +223,23 @@ def cluster_answer(*arguments: Any) -> Any:
     from mfm.labelling.worker import answer
 
     return answer(*arguments)
+
+
+def test_progress_reports_by_level(queued: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
+    """A dear level that has just begun, behind many cheap labels: the time left is that of the dear one."""
+    dear = LEVELS["dft_lite"]
+    queued.add_level("dft_lite", dear)
+    queued.enqueue([(sample, dear.identifier) for sample in queued.samples().values()])
+    progress = Progress(queued, queued.levels(), hours=100.0)
+    for seconds in [0.01] * 12 + [60.0]:
+        progress.record(progress.next_job(), Answer("ok", {"energy": np.zeros(())}, {}, "", seconds), {})
+    # 11 labels of a minute are left, and all so far took as long as this test
+    elapsed = 90.0
+    assert progress._seconds_left(elapsed) == pytest.approx(11 * 60.0 * elapsed / 60.12)
+    with caplog.at_level("INFO", logger="mfm.labelling.run"):
+        progress.record(progress.next_job(), Answer("failed", {}, {}, "too dear", 1.0), {})
+    assert "14/24 done, 1 failed" in caplog.text
+    assert "dft_lite 1.0 s too dear" in caplog.text
 
 
 def test_jobs_of_lost_workers_are_submitted_again(queued: LabelStore) -> None:

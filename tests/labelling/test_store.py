@@ -195,6 +195,10 @@ def test_rules_judge_contamination_against_the_spin() -> None:
     row = LabelRow("", "", "ok", {}, {"s_squared": 0.76}, "", 1.0)
     assert QualityRules().reason(row, multiplicity=2) == ""
     assert QualityRules().reason(row, multiplicity=1) == "spin contamination"
+    assert QualityRules(spin_contamination=1.0).reason(row, multiplicity=1) == ""
+    singles = LabelRow("", "", "ok", {}, {"t1": 0.025}, "", 1.0)
+    assert QualityRules().reason(singles, multiplicity=1) == "t1"
+    assert QualityRules().reason(singles, multiplicity=2) == ""
 
 
 def test_an_empty_store_has_nothing_to_export(store: LabelStore) -> None:

@@ -201,12 +201,14 @@ def _compute(store: "LabelStore", options: argparse.Namespace, hours: float) -> 
 
 def _summarise(store: "LabelStore", summary: "RunSummary", path: Path) -> str:
     """What a run did, what the store holds, what went wrong, what to do next."""
+    from mfm.labelling.levels import base_identifier
+
     lines = [f"{summary.done} labels in {summary.seconds / 60:.1f} min, {summary.failed} of them failed"]
     for (fidelity, status), count in sorted(store.counts().items()):
         lines.append(f"  {fidelity:14s} {status:7s} {count:8d}")
-    failures = store.failures()
+    failures, fidelities = store.failures(), store.fidelities()
     for molecule, key, message in failures[-5:]:
-        lines.append(f"  failed: {molecule} at {key.split(':')[0]}: {message}")
+        lines.append(f"  failed: {molecule} at {fidelities[base_identifier(key)]}: {message}")
     rejected = store.rejected()
     for molecule, message in list(rejected.items())[-5:]:
         lines.append(f"  no geometries: {molecule}: {message}")

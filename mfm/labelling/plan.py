@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     @property
     def test_molecules(self) -> list[str]:
         """Molecules held out whole."""
-        return [molecule.smiles for molecule in self.molecules if molecule.is_test]
+        return list(dict.fromkeys(molecule.smiles for molecule in self.molecules if molecule.is_test))
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -75,7 +75,7 @@ def read_plan(path: str | Path) -> Plan:
     reader = _PlanReader(str(path), levels, {canonical_smiles(s) for s in test["molecules"]}, int(text["seed"]))
     for group in text["groups"]:
         reader.add(group, test["counts"].get(group["name"]))
-    if lost := sorted(reader.test - set(reader.found)):
+    if lost := sorted(reader.test - {smiles for smiles, _ in reader.found}):
         raise ValueError(
             f"test molecules must be in a group of {path}, got {', '.join(lost)} in none; add or drop them"
         )
@@ -88,34 +88,42 @@ class _PlanReader:
     def __init__(self, path: str, levels: dict[str, Level], test: set[str], seed: int) -> None:
         self.path, self.levels, self.test, self.seed = path, levels, test, seed
         self.groups: dict[str, list[str]] = {}
-        self.found: dict[str, PlannedMolecule] = {}
+        self.found: dict[tuple[str, tuple[str, ...]], PlannedMolecule] = {}
 
     def add(self, group: dict[str, Any], test_counts: Sequence[int] | None) -> None:
-        name = group["name"]
         counts = self._counts(group)
         origins = tuple(group.get("origins", ()))
         if origins:
             check_origins(origins)
-        of_group = self._molecules(group)
+        of_group = self._molecules(group, origins)
         for smiles, parent in of_group.items():
             is_test = bool(self.test & {smiles, *smiles.split("."), *parent.split(".")})
-            if smiles in self.found:
+            if (smiles, origins) in self.found:
                 if smiles != parent:
                     continue  # made from several parents, or listed by hand before
                 raise ValueError(f"a molecule must appear once in {self.path}, got `{smiles}` twice; remove one")
-            mine = dict(zip(self.levels, test_counts, strict=True)) if is_test and test_counts else counts
+            mine = self._test_counts(group, counts, test_counts) if is_test and test_counts else counts
             self._check(smiles, mine)
-            self.found[smiles] = PlannedMolecule(
-                smiles,
-                mine,
-                is_test,
-                is_test or group.get("equilibrium", True),
-                "" if parent == smiles else parent,
-                origins,
+            # a group of chosen origins is beside another that has the equilibrium
+            has_equilibrium = group.get("equilibrium", not origins) or (is_test and not origins)
+            self.found[smiles, origins] = PlannedMolecule(
+                smiles, mine, is_test, has_equilibrium, "" if parent == smiles else parent, origins
             )
-        self.groups[name] = list(of_group)
+        self.groups[group["name"]] = list(of_group)
 
-    def _molecules(self, group: dict[str, Any]) -> dict[str, str]:
+    def _test_counts(
+        self, group: dict[str, Any], counts: Mapping[str, int], test_counts: Sequence[int]
+    ) -> dict[str, int]:
+        if len(test_counts) != len(self.levels):
+            raise ValueError(
+                f"`test.counts` must give a number for each of {', '.join(self.levels)}, got {list(test_counts)} for"
+                f" group `{group['name']}` in {self.path}"
+            )
+        mine = dict(zip(self.levels, test_counts, strict=True))
+        extras = {key: min(count, mine[key.partition(".")[0]]) for key, count in counts.items() if "." in key}
+        return mine | extras
+
+    def _molecules(self, group: dict[str, Any], origins: tuple[str, ...]) -> dict[str, str]:
         """SMILES → the molecule it was derived from, or itself."""
         listed = [canonical_smiles(smiles) for smiles in group.get("molecules", [])]
         if duplicates := [smiles for k, smiles in enumerate(listed) if smiles in listed[:k]]:
@@ -125,14 +133,14 @@ class _PlanReader:
             options = group["enumerate"]
             fewest, most = options["heavy_atoms"]
             every = [s for n in range(fewest, most + 1) for s in enumerate_molecules(options["elements"], n)]
-            made |= {smiles: smiles for smiles in every if smiles not in self.found}
+            made |= {smiles: smiles for smiles in every if (smiles, origins) not in self.found}
         for key, derive in (("ions_of", ions), ("radicals_of", radicals)):
             for parent in self._of_groups(group, key):
                 made |= {smiles: parent for smiles in derive(parent) if smiles not in made}
         if "pairs_of" in group:
             molecules = self._of_groups(group, "pairs_of")
             every = pairs(molecules, len(molecules) ** 2, self.seed)
-            made |= {pair: pair for pair in every if pair not in self.found}
+            made |= {pair: pair for pair in every if (pair, origins) not in self.found}
         if "pick" in group and group["pick"] < len(made):
             order = np.random.default_rng(self.seed).permutation(len(made))[: group["pick"]]
             made = {smiles: made[smiles] for smiles in np.array(list(made), dtype=object)[np.sort(order)]}

@@ -78,15 +78,20 @@ def queue_plan(store: LabelStore, plan: Plan, n_workers: int, with_atoms: bool =
         store.add_level(name, level)
     rejected = store.rejected()
     wanted = [molecule for molecule in plan.molecules if molecule.n_geometries and molecule.smiles not in rejected]
-    missing = [m for m in wanted if len(store.samples_of(m.smiles, _source(m, plan.seed))) < m.n_geometries]
+    missing = [m for m in wanted if len(_known(store, m, plan.seed)) < m.n_geometries]
     if missing:
         _make(store, missing, plan.seed, n_workers)
-    samples = [store.samples_of(m.smiles, _source(m, plan.seed))[: m.n_geometries] for m in wanted]
+    samples = [_known(store, m, plan.seed)[: m.n_geometries] for m in wanted]
     kept = [(molecule, made) for molecule, made in zip(wanted, samples, strict=True) if made]
     if with_atoms:
         plan = plan._replace(atoms=_atoms(sample.structure for _, made in kept for sample in made))
     plan = plan._replace(molecules=[molecule for molecule, _ in kept])
     return store.enqueue(interleave(plan, [made for _, made in kept]))
+
+
+def _known(store: LabelStore, molecule: PlannedMolecule, seed: int) -> list[Sample]:
+    """Geometries of a molecule that the store has; those of unknown source were made in the usual ways."""
+    return store.samples_of(molecule.smiles, _source(molecule, seed), or_unknown=not molecule.origins)
 
 
 def _source(molecule: PlannedMolecule, seed: int) -> str:

@@ -216,7 +216,8 @@ def sample_molecule(
         Fixes conformers, velocities and displacements; it also shifts the order of origins, so that molecules
         with few samples do not all get the same ones.
     origins : sequence of str
-        Taken in turn, of :data:`ORIGINS`; those that a molecule cannot have are replaced by ``modes``.
+        Taken in turn, of :data:`ORIGINS`; those that a molecule cannot have are replaced by ``modes``. The default
+        also has the equilibria of further conformers now and then.
     multiplicity : int, optional
         2S + 1; what the SMILES implies if not given.
 
@@ -230,7 +231,8 @@ def sample_molecule(
     samples = [Sample(sampler.equilibrium(), sampler.smiles, "equilibrium")]
     fingerprints = [geometries.fingerprint(samples[0].structure)]
     make = _generators(sampler, origins)
-    shift, n_conformers, trials = seed % len(origins), len(sampler.minima), 0
+    shift, trials = seed % len(origins), 0
+    n_conformers = len(sampler.minima) if tuple(origins) == _PATTERN else 1
     while len(samples) < n_samples:
         origin = origins[(len(samples) - 1 + shift) % len(origins)]
         if len(samples) % 8 == 4 and (len(samples) // 8) + 1 < n_conformers:

@@ -215,12 +215,18 @@ class LabelStore:
         with self._transaction() as connection:
             _insert_samples(connection, samples, source)
 
-    def samples_of(self, molecule: str, source: str) -> list[Sample]:
-        """Geometries of a molecule from one source (or from a store that did not record it), in their order."""
+    def samples_of(self, molecule: str, source: str, or_unknown: bool = False) -> list[Sample]:
+        """Geometries of a molecule from one source, in their order.
+
+        Parameters
+        ----------
+        or_unknown : bool
+            Also those whose source is not known: stores of the first version did not record it.
+        """
         rows = self._connection.execute(
-            "SELECT molecule, origin, geometry, parent FROM structures WHERE molecule = ? AND source IN (?, '')"
+            "SELECT molecule, origin, geometry, parent FROM structures WHERE molecule = ? AND source IN (?, ?)"
             " ORDER BY rowid",
-            (molecule, source),
+            (molecule, source, "" if or_unknown else source),
         )
         return [Sample(_structure(geometry), name, origin, parent) for name, origin, geometry, parent in rows]
 

@@ -71,6 +71,10 @@ def test_the_shipped_plan_is_what_the_dataset_promises() -> None:
             {"groups": [{"name": "all", "low": 1, "molecules": ["O"], "origins": ["boiled"]}]},
             r"origins must be among equilibrium, .* got boiled",
         ),
+        (
+            {"test": {"molecules": ["O"], "counts": {"all": [3]}}},
+            r"`test.counts` must give a number for each of low, high, got \[3\] for group `all`",
+        ),
         ({"levels": ["b3lyp"]}, r"level must be one of mmff, xtb, .* got `b3lyp`"),
         ({"test": {"molecules": ["N"], "counts": {}}}, r"test molecules must be in a group of .*, got N in none"),
     ],
@@ -122,7 +126,12 @@ def test_the_plan_in_the_documentation(tmp_path: Path) -> None:
     plan = read_plan(tmp_path / "plan.yaml")
     assert list(plan.levels) == ["xtb", "dft", "ccsdt", "pbe"]
     assert {"CCO", "C=O", "C[O-]", "C[O]"} <= {molecule.smiles for molecule in plan.molecules}
-    assert next(m for m in plan.molecules if m.smiles == "CO").counts["dft"] == 10
+    assert next(m for m in plan.molecules if m.smiles == "CO").counts["dft.density"] == 2
+    # a molecule may be in two groups whose geometries are made in different ways, once with its equilibrium
+    assert [(m.origins[:1], m.has_equilibrium) for m in plan.molecules if m.smiles == "C=O"] == [
+        ((), True),
+        (("stretched",), False),
+    ]
     assert all(molecule.is_test for molecule in plan.molecules if molecule.parent == "CO")
 
 

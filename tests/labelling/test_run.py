@@ -18,7 +18,7 @@ import pytest
 from mfm.graph import Structure
 from mfm.labelling import run
 from mfm.labelling.levels import LEVELS as LEVELS_BY_NAME
-from mfm.labelling.levels import CompositeLevel, DensityFunctionalLevel, Level, TightBindingLevel, make_request
+from mfm.labelling.levels import DensityFunctionalLevel, Level, TightBindingLevel, make_request
 from mfm.labelling.run import label
 from mfm.labelling.sampling import Sample
 from mfm.labelling.store import Job, LabelStore
@@ -146,16 +146,22 @@ def test_a_worker_that_dies_once_loses_nothing(tmp_path: Path, monkeypatch: pyte
     assert store.counts() == {("xtb", "ok"): 4}
 
 
-def test_memory_of_a_worker_is_bounded(tmp_path: Path) -> None:
-    """Ethanol at CCSD(T)/CBS does not fit beside Python into 1.5 GiB: a failure that says what to do."""
-    level = CompositeLevel()
-    store = LabelStore(tmp_path / "labels.sqlite")
-    store.add_level("ccsdt", level)
-    carbons = np.array([[1.4 * np.cos(a), 1.4 * np.sin(a), 0.0] for a in np.arange(6) * np.pi / 3])
-    ring = Structure(np.repeat([6, 1], 6), np.concatenate([carbons, carbons * 2.48 / 1.4]))
-    store.enqueue([(Sample(ring, "c1ccccc1", "x"), level.identifier)])
-    assert label(store, {level.identifier: level}, 1, 1.0, memory_gib=1.0).failed == 1
-    assert "raise --memory, or use fewer workers" in next(store.labels(level.identifier)).message
+def test_memory_of_a_worker_is_bounded() -> None:
+    """A label that wants 64 GiB in a worker of 8: a failure that says what to do."""
+    code = """
+import numpy as np
+from mfm.graph import Structure
+from mfm.labelling import worker
+from mfm.labelling.levels import LEVELS, Request
+from mfm.labelling.store import Job
+worker.compute = lambda job, request: np.ones(2**33)
+worker.limit_memory(8.0)
+job = Job("", "", Structure(np.array([2]), np.zeros((1, 3))), "x")
+print(worker.answer(job, Request(LEVELS["xtb"]), 900.0).message)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("memory ran out (Unable to allocate 64.0 GiB")
+    assert "raise --memory, or use fewer workers" in result.stdout
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
@@ -225,6 +231,8 @@ def _kill_at_random(path: Path, n_jobs: int, n_kills: int, seed: int) -> int:
                 os.kill(victim, signal.SIGKILL)
                 kills += 1
             if victim == process.pid:
+                _, alive = psutil.wait_procs([psutil.Process(w) for w in workers if psutil.pid_exists(w)], timeout=60)
+                assert alive == [], "workers must end when their supervisor has died"
                 break
         assert process.wait() in (0, -signal.SIGKILL)
     return kills

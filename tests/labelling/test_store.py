@@ -144,9 +144,10 @@ def test_geometries_are_kept_by_source(store: LabelStore) -> None:
     store.add_samples([_sample(0.9)], "seed 2")
     assert store.samples_of("[H][H]", "seed 1") == ours
     assert store.pending() == []
-    # what an old store holds, it did not say from where: it counts for any source
+    # an old store did not say where its geometries came from
     store.enqueue([(_sample(1.0), LOW.identifier)])
-    assert len(store.samples_of("[H][H]", "seed 2")) == 2
+    assert len(store.samples_of("[H][H]", "seed 2")) == 1
+    assert len(store.samples_of("[H][H]", "seed 2", or_unknown=True)) == 2
 
 
 def test_stores_of_the_first_version_open(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from mfm.data.card import CARD_FOLDER, DatasetCard, FileCard, file_sha256
 from mfm.data.store import Store, write_store
 from mfm.labelling.export import Export, export_records
-from mfm.labelling.levels import LEVELS
 from mfm.labelling.plan import Plan, read_plan
 from mfm.labelling.store import LabelStore
 
@@ -21,18 +20,19 @@ NOISE_FLOOR = {"energy_dft": 2e-5, "forces_dft": 3e-4, "energy_ccsdt": 1e-6}
 
 def make_card(plan: Plan, exported: Export, provenance: dict[str, str]) -> DatasetCard:
     """Card without the file's checksum."""
-    n_top = sum(f"energy_{plan.top}" in record.labels for record in exported.records)
+    base, top = plan.levels
+    n_top = sum(f"energy_{top}" in record.labels for record in exported.records)
     molecules = {record.molecule for record in exported.records}
     return DatasetCard(
         name="chno-mini",
         description=f"{len(exported.records)} geometries of {len(molecules)} molecules of H, C, N, O with at most four"
         f" heavy atoms: equilibria, GFN2-xTB dynamics at 300 to 1000 K, normal modes, torsions, stretched bonds."
-        f" All have {plan.base} labels, {n_top} also {plan.top} energies.",
+        f" All have {base} labels, {n_top} also {top} energies.",
         source="computed by mfm with PySCF: data_scripts/label_chno_mini.py, plan data_scripts/chno_mini.yaml",
         licence="CC0-1.0",
         citation="mfm; methods: wB97M-V functional Mardirossian and Head-Gordon 2016 (doi:10.1063/1.4952647),"
         " its D3(BJ) form Najibi and Goerigk 2018 (doi:10.1021/acs.jctc.8b00842), PySCF (doi:10.1063/5.0006074)",
-        levels={name: LEVELS[name].level_of_theory(provenance["pyscf"]) for name in (plan.base, plan.top)},
+        levels={name: level.level_of_theory(provenance["pyscf"]) for name, level in plan.levels.items()},
         references=exported.references,
         energy_zero="total",
         noise_floor=NOISE_FLOOR,
@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     plan, store = read_plan(arguments.plan), LabelStore(arguments.store)
-    exported = export_records(store, plan.base, FLAGS)
+    exported = export_records(store, next(iter(plan.levels)), FLAGS)
     card = make_card(plan, exported, store.provenances()[-1])
     store.close()
     write_store(arguments.out, exported.records, card)

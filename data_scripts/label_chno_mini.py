@@ -1,16 +1,16 @@
 """Label the molecules of a plan (chno_mini.yaml by default) into a labelling store; stop and rerun at any time.
 
 python data_scripts/label_chno_mini.py --out chno-mini/labels.sqlite --workers 2 --hours 2
+
+``mfm label PLAN --out STORE`` does the same with more options.
 """
 
 import argparse
-import dataclasses
-import json
 import logging
 from pathlib import Path
 
-from mfm.labelling.levels import LEVELS
-from mfm.labelling.plan import interleave, read_plan, sample_all
+from mfm.labelling.plan import read_plan
+from mfm.labelling.prepare import queue_plan
 from mfm.labelling.run import label
 from mfm.labelling.store import LabelStore
 
@@ -28,17 +28,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     store = LabelStore(arguments.out)
-    plan = read_plan(arguments.plan)
-    levels = {name: LEVELS[name] for name in (plan.base, plan.top)}
     if arguments.extend or not store.fidelities():
-        for name, level in levels.items():
-            store.add_level(name, level, json.dumps(dataclasses.asdict(level), sort_keys=True))
-        jobs = interleave(plan, sample_all(plan, arguments.workers))
-        added = store.enqueue([(sample, levels[fidelity].identifier) for sample, fidelity in jobs])
-        logging.info("%d labels of %d molecules queued", added, len(plan.molecules))
+        logging.info("%d labels queued", queue_plan(store, read_plan(arguments.plan), arguments.workers))
     environment = {"OPENBLAS_CORETYPE": arguments.coretype} if arguments.coretype else {}
-    by_identifier = {level.identifier: level for level in levels.values()}
-    summary = label(store, by_identifier, arguments.workers, arguments.hours, environment=environment)
+    summary = label(store, store.levels(), arguments.workers, arguments.hours, environment=environment)
     logging.info("%d done, %d failed, %d left in %.0f s", *summary)
     store.close()
 

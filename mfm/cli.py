@@ -1,4 +1,4 @@
-"""Command line: ``mfm train | eval | predict | data | ui | compare``.
+"""Command line: ``mfm label | train | eval | predict | data | ui | compare``.
 
 Subcommands import what they need when they run, so that ``mfm --help`` is instant.
 """
@@ -20,7 +20,7 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 2 bad input, 130 interrupted."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(_two_words(sys.argv[1:] if arguments is None else arguments))
     if options.command is None:
         parser.print_help()
         return 0
@@ -181,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_tracking(commands)
     _add_data(commands)
+    _add_label(commands)
     return parser
 
 
@@ -188,6 +189,23 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     from mfm.data.commands import register
 
     register(commands)
+
+
+def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from mfm.labelling.commands import register
+
+    register(commands)
+
+
+def _two_words(arguments: Sequence[str]) -> list[str]:
+    """``label export`` and ``label enumerate`` as one argument: the other ``mfm label FILE`` takes a file there."""
+    words = list(arguments)
+    for k, word in enumerate(words[:-1]):
+        if word == "label" and words[k + 1] in ("export", "enumerate"):
+            return [*words[:k], f"label {words[k + 1]}", *words[k + 2 :]]
+        if not word.startswith("-"):
+            break
+    return words
 
 
 def _add_machine(parser: argparse.ArgumentParser, device: bool = True) -> None:

@@ -42,6 +42,7 @@ PROPERTIES: dict[str, Property] = {
             "dipole", "structure", (3,), "e*Å", -1, True, "electric dipole; ions: about the nuclear charge centre"
         ),
         Property("quadrupole", "structure", (3, 3), "e*Å^2", 1, False, "second moment of the charge, with trace"),
+        Property("polarizability", "structure", (3, 3), "e^2*Å^2/eV", 1, True, "field derivative of the dipole"),
     )
 }
 """Every property that a label, a task or a head may name."""

@@ -30,6 +30,7 @@ _REPORT_UNITS = {
     "e": ReportUnit(1e3, "me", "me"),
     "e*Å": ReportUnit(1e3 * conversion_factor("e*Å", "D"), "millidebye", "mD"),
     "e*Å^2": ReportUnit(1e3, "me_angstrom2", "me Å²"),
+    "e^2*Å^2/eV": ReportUnit(1e3, "me2_angstrom2_per_ev", "me² Å²/eV"),
 }
 
 

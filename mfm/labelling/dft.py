@@ -1,20 +1,26 @@
-"""Kohn-Sham labels with PySCF: energy, forces, dipole, quadrupole, MBIS charges and atomic dipoles.
+"""Kohn-Sham labels with PySCF.
+
+Energy, forces, dipole, quadrupole, MBIS charges and atomic dipoles; on request polarizability and deformation density.
 
 The SCF runs on a coarse grid first (where the rescue ladder works, if it must) and is finished on the fine
 one: 36 % cheaper than the fine grid alone, at the same result. A restricted solution with a small gap is
 checked against a broken-symmetry one, because the SCF of a stretched bond converges without complaint to a
-state that can be several eV too high.
+state that can be several eV too high. An unrestricted solution is checked for internal stability, and left
+where it is not a minimum.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from pyscf import dft, gto
 
 from mfm.graph import Structure
+from mfm.labelling.density_fit import fit_deformation_density
 from mfm.labelling.levels import DensityFunctionalLevel
-from mfm.labelling.molecule import Labels, build_molecule, orbital_gap
+from mfm.labelling.molecule import Labels, build_molecule, net_force_and_torque, orbital_gap
 from mfm.labelling.partition import mbis
+from mfm.labelling.polarizability import polarizability
 from mfm.units import BOHR, HARTREE
 
 __all__ = ["label_dft"]
@@ -22,19 +28,24 @@ __all__ = ["label_dft"]
 _RUNGS = ("diis", "shift", "newton")
 
 
-def label_dft(structure: Structure, level: DensityFunctionalLevel, check_state: bool = False) -> Labels:
+def label_dft(
+    structure: Structure, level: DensityFunctionalLevel, check_state: bool = False, extras: Collection[str] = ()
+) -> Labels:
     """Label one molecule.
 
     Parameters
     ----------
     check_state : bool
         Search a broken-symmetry solution whatever the gap: stretched bonds, reactive geometries.
+    extras : collection of str
+        ``polarizability`` and ``density``: labels that cost extra. They change no other label.
 
     Returns
     -------
     Labels
         ``energy`` eV, ``forces`` eV/Å, ``dipole`` e Å and ``quadrupole`` e Å² about the nuclear charge centre,
-        ``charges`` e, ``atomic_dipoles`` e Å; and quality flags.
+        ``charges`` e, ``atomic_dipoles`` e Å; if asked ``polarizability`` e² Å²/eV and ``density_coefficients``
+        (:mod:`mfm.labelling.density_fit`, atomic units); and quality flags.
 
     Raises
     ------
@@ -52,6 +63,7 @@ def label_dft(structure: Structure, level: DensityFunctionalLevel, check_state: 
         lower = _broken_symmetry(molecule, coarse, level)
         if lower is not None:
             coarse, unrestricted = lower, 1.0
+    coarse, moved = _stabilised(molecule, coarse, level)
     fine = _solver(molecule, level, level.grid, level.tolerance, unrestricted=coarse.mo_coeff.ndim == 3)
     fine.with_df = coarse.with_df
     fine.kernel(dm0=coarse.make_rdm1())
@@ -67,14 +79,20 @@ def label_dft(structure: Structure, level: DensityFunctionalLevel, check_state: 
     density = density if density.ndim == 2 else density[0] + density[1]
     labels, dipole_error = _moments(molecule, density, level)
     labels |= {"energy": np.asarray(fine.e_tot * HARTREE), "forces": forces}
-    flags = {
-        "net_force": float(np.abs(forces.sum(axis=0)).max()),
+    flags = net_force_and_torque(structure, forces) | {
         "gap": orbital_gap(fine),
         "s_squared": float(fine.spin_square()[0]),
         "rung": float(_RUNGS.index(rung)),
         "unrestricted": unrestricted,
+        "moved_to_stable": moved,
         "dipole_error": dipole_error,
     }
+    if "polarizability" in extras:
+        labels["polarizability"] = polarizability(fine) * (BOHR**2 / HARTREE)
+    if "density" in extras:
+        fit = fit_deformation_density(molecule, density, level.fitting_basis, level.partition_grid)
+        labels["density_coefficients"] = fit.coefficients
+        flags |= {"density_error": fit.error, "density_baseline": fit.baseline, "density_dipole": fit.dipole_error}
     return Labels(labels, flags)
 
 
@@ -127,6 +145,29 @@ def _broken_symmetry(molecule: gto.Mole, restricted: Any, level: DensityFunction
     solver.kernel(dm0=guess)
     # a restricted solution found again differs by convergence noise only
     return solver if solver.converged and solver.e_tot < restricted.e_tot - 1e-5 else None
+
+
+def _stabilised(molecule: gto.Mole, solver: Any, level: DensityFunctionalLevel) -> tuple[Any, float]:
+    """The solution, or a lower one that its internal instability leads to; and 1 if it was left.
+
+    Unrestricted only: what a restricted one would break is looked for by :func:`_broken_symmetry`, at the gaps where
+    it happens.
+    """
+    if solver.mo_coeff.ndim == 2 or molecule.nelectron < 2:
+        return solver, 0.0
+    moved = 0.0
+    for _ in range(3):
+        orbitals, _, is_stable, _ = solver.stability(return_status=True, verbose=0)
+        if is_stable:
+            break
+        lower = _solver(molecule, level, level.coarse_grid, level.coarse_tolerance, True)
+        lower.with_df = solver.with_df
+        lower.kernel(dm0=lower.make_rdm1(orbitals, solver.mo_occ))
+        # atoms have flat directions, along which p orbitals turn: only a lower energy counts
+        if not (lower.converged and lower.e_tot < solver.e_tot - 1e-5):
+            break
+        solver, moved = lower, 1.0
+    return solver, moved
 
 
 def _moments(

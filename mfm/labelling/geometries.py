@@ -3,16 +3,29 @@
 from typing import Any
 
 import numpy as np
-from rdkit import Chem
-from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+from rdkit import Chem, rdBase
+from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers
+from rdkit.Geometry import Point3D
 
 from mfm.graph import Structure
 
-__all__ = ["bonds", "canonical_smiles", "conformers", "fingerprint", "rotatable_dihedrals", "side_of_bond"]
+__all__ = [
+    "bond_graph",
+    "bonds",
+    "canonical_smiles",
+    "conformers",
+    "fingerprint",
+    "fragments",
+    "molecule_name",
+    "rotatable_dihedrals",
+    "side_of_bond",
+    "spin_multiplicity",
+]
 
 
 def _parse(smiles: str) -> Chem.Mol:
-    molecule = Chem.MolFromSmiles(smiles)
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         raise ValueError(f"SMILES must parse and obey valence rules, got `{smiles}`; check brackets and charges")
     return Chem.AddHs(molecule)
@@ -34,7 +47,66 @@ def canonical_smiles(smiles: str) -> str:
     return str(Chem.MolToSmiles(Chem.RemoveHs(_parse(smiles))))
 
 
-def conformers(smiles: str, n_trials: int, seed: int) -> list[Structure]:
+def spin_multiplicity(smiles: str) -> int:
+    """Multiplicity that a SMILES implies: all unpaired electrons parallel, as in ``[O][O]`` or ``[CH2]``.
+
+    Examples
+    --------
+    >>> spin_multiplicity("CCO"), spin_multiplicity("C[CH2]"), spin_multiplicity("[CH2]")
+    (1, 2, 3)
+    """
+    return 1 + sum(atom.GetNumRadicalElectrons() for atom in _parse(smiles).GetAtoms())
+
+
+def fragments(smiles: str) -> list[tuple[str, np.ndarray]]:
+    """Molecules of a cluster ``A.B``: their SMILES, and which atoms of the whole they are, in their own order."""
+    molecule = _parse(smiles)
+    parts = [np.array(sorted(atoms)) for atoms in Chem.GetMolFrags(molecule)]
+    return list(zip(smiles.split("."), sorted(parts, key=lambda atoms: int(atoms[0])), strict=True))
+
+
+def bond_graph(structure: Structure, smiles: str = "") -> Chem.Mol:
+    """RDKit molecule with a structure's atoms and positions: the graph of a SMILES, or bonds that distances imply.
+
+    Raises
+    ------
+    ValueError
+        If the SMILES has other atoms, or no bonds can be perceived.
+    """
+    conformer = Chem.Conformer(len(structure))
+    for atom, position in enumerate(structure.positions.tolist()):
+        conformer.SetAtomPosition(atom, Point3D(*position))
+    if smiles:
+        graph = _parse(smiles)
+        if [atom.GetAtomicNum() for atom in graph.GetAtoms()] == structure.atomic_numbers.tolist():
+            graph.AddConformer(conformer)
+            return graph
+    editable = Chem.RWMol()
+    for number in structure.atomic_numbers.tolist():
+        editable.AddAtom(Chem.Atom(number))
+    editable.AddConformer(conformer)
+    try:
+        with rdBase.BlockLogs():
+            rdDetermineBonds.DetermineBonds(editable, charge=structure.charge)
+    # RDKit raises ValueError where valences do not add up and RuntimeError where it gives up
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise ValueError(
+            f"bonds of {structure.formula} must follow from its distances, got none that do ({reason});"
+            " name the molecule by its SMILES"
+        ) from error
+    return editable.GetMol()
+
+
+def molecule_name(structure: Structure) -> str:
+    """Canonical SMILES of a structure, by its distances; its formula and charge where bonds cannot be perceived."""
+    try:
+        return str(Chem.MolToSmiles(Chem.RemoveHs(bond_graph(structure))))
+    except ValueError:
+        return structure.formula + (f"{structure.charge:+d}" if structure.charge else "")
+
+
+def conformers(smiles: str, n_trials: int, seed: int, multiplicity: int | None = None) -> list[Structure]:
     """Distinct conformers by ETKDGv3 and MMFF94 (UFF where MMFF94 has no types), lowest energy first.
 
     Parameters
@@ -43,11 +115,13 @@ def conformers(smiles: str, n_trials: int, seed: int) -> list[Structure]:
         Embeddings tried.
     seed : int
         Makes the result reproducible.
+    multiplicity : int, optional
+        Of the structures; :func:`spin_multiplicity` if not given.
 
     Raises
     ------
     ValueError
-        If the SMILES does not parse or no geometry can be embedded.
+        If the SMILES does not parse, the multiplicity contradicts the number of electrons, or nothing embeds.
     """
     molecule = _parse(smiles)
     settings: Any = rdDistGeom.ETKDGv3()
@@ -70,11 +144,15 @@ def conformers(smiles: str, n_trials: int, seed: int) -> list[Structure]:
         results = [(0, 0.0)] * len(found)
     numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()])
     order = sorted(range(len(found)), key=lambda k: results[k][1])
+    multiplicity = multiplicity or spin_multiplicity(smiles)
     kept: list[Structure] = []
     fingerprints: list[np.ndarray] = []
     for k in order:
         structure = Structure(
-            numbers, molecule.GetConformer(found[k]).GetPositions(), charge=Chem.GetFormalCharge(molecule)
+            numbers,
+            molecule.GetConformer(found[k]).GetPositions(),
+            charge=Chem.GetFormalCharge(molecule),
+            multiplicity=multiplicity,
         )
         mark = fingerprint(structure)
         if all(np.abs(mark - other).max() > 0.05 for other in fingerprints):

@@ -1,6 +1,7 @@
 """What every labelling method shares: a PySCF molecule in bohr, and the record of its labels."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from pyscf import gto
 from mfm.graph import Structure
 from mfm.units import BOHR, HARTREE
 
-__all__ = ["Labels", "build_molecule", "numerical_forces", "orbital_gap"]
+__all__ = ["Labels", "build_molecule", "net_force_and_torque", "numerical_forces", "orbital_gap"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,8 @@ def build_molecule(structure: Structure, basis: str) -> gto.Mole:
         charge=structure.charge,
         spin=(structure.multiplicity or 1) - 1,
         verbose=0,
-        max_memory=6000,
+        # MB; the worker that bounds memory says how much there is
+        max_memory=int(os.environ.get("PYSCF_MAX_MEMORY", "6000")),
     )
 
 
@@ -59,6 +61,20 @@ def orbital_gap(solver: Any) -> float:
         if (n > 0).any() and (n == 0).any()
     ]
     return float(min(gaps)) * HARTREE if gaps else float("inf")
+
+
+def net_force_and_torque(structure: Structure, forces: np.ndarray) -> dict[str, float]:
+    """Flags that vanish for a right gradient: largest component of Σ F, eV/Å, and of Σ r × F about the centre, eV.
+
+    Parameters
+    ----------
+    forces : (n_atoms, 3), eV/Å
+    """
+    relative = structure.positions - structure.positions.mean(axis=0)
+    return {
+        "net_force": float(np.abs(forces.sum(axis=0)).max()),
+        "net_torque": float(np.abs(np.cross(relative, forces).sum(axis=0)).max()),
+    }
 
 
 def numerical_forces(

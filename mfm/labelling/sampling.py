@@ -1,14 +1,18 @@
 """Off-equilibrium geometries on the GFN2-xTB surface: dynamics, normal modes, torsions, stretched bonds.
 
 Every sample keeps the molecule's bonds (none longer than 1.5 times its equilibrium length) and stays below
-an energy cap, so that a closed-shell reference describes it. The same seed gives the same geometries.
+an energy cap, so that a closed-shell reference describes it; only where `stretched` and `compressed` bonds are asked
+for may one bond break or be pressed into the wall. The same seed gives the same geometries.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from ase import units as ase_units
+from ase.calculators.calculator import CalculationFailed
 from ase.md.langevin import Langevin
 from ase.optimize import BFGS
 
@@ -18,7 +22,7 @@ from mfm.labelling.levels import TightBindingLevel
 from mfm.labelling.xtb import attach_calculator
 from mfm.units import BOLTZMANN
 
-__all__ = ["Sample", "sample_molecule"]
+__all__ = ["ORIGINS", "Sample", "check_origins", "sample_molecule"]
 
 _STEP_FS = 0.5
 _FRAMES_APART = 200
@@ -27,6 +31,10 @@ _SOFTEST = 0.05
 """eV/Å²; softer modes are treated as this stiff, or their amplitudes would leave the harmonic region."""
 _CAP_PER_ATOM, _CAP = 0.45, 4.0
 """Highest energy above the minimum that is kept, eV per atom and eV."""
+_REACTIVE_CAP = 15.0
+"""The same where a bond is stretched or compressed on purpose: above any bond energy, below nonsense."""
+_REACTIVE = {"stretched": (1.35, 2.5), "compressed": (0.65, 0.85)}
+"""Origins that are not bound to keep the bonds, and what they multiply one bond length by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +45,19 @@ class Sample:
     molecule: str
     """Canonical SMILES."""
     origin: str
-    """How the geometry was made: ``equilibrium``, ``md600``, ``modes``, ``torsion``, ``bond``."""
+    """How the geometry was made: ``equilibrium``, ``md600``, ``modes``, ``torsion``, ``bond``, ``stretched``."""
+    parent: str = ""
+    """Molecule that a radical, an ion or a cluster was derived from; empty if from none."""
 
 
 class _Sampler:
     """Generators of one molecule, all from one random stream."""
 
-    def __init__(self, smiles: str, seed: int) -> None:
+    def __init__(self, smiles: str, seed: int, multiplicity: int | None = None) -> None:
         self.smiles = geometries.canonical_smiles(smiles)
         self.random = np.random.default_rng(seed)
         self.level = TightBindingLevel()
-        found = geometries.conformers(self.smiles, n_trials=10, seed=seed % (2**31))
+        found = geometries.conformers(self.smiles, n_trials=10, seed=seed % (2**31), multiplicity=multiplicity)
         self.minima = [self._relax(structure) for structure in found[:3]]
         self.minima.sort(key=lambda pair: pair[1])
         self.lowest, self.minimum_energy = self.minima[0]
@@ -141,30 +151,63 @@ class _Sampler:
 
     def bond(self) -> Structure:
         """A minimum with one bond at 0.85 to 1.35 times its length, and a little noise."""
+        return self.one_bond(0.85, 1.35)
+
+    def one_bond(self, shortest: float, longest: float) -> Structure:
+        """A minimum with one bond at this many times its length, and a little noise."""
         i, j = self.bonds[int(self.random.integers(len(self.bonds)))].tolist()
         positions = self.lowest.positions.copy()
         moving = geometries.side_of_bond(self.smiles, i, j)
         if len(moving) == len(positions) or i in moving:
             moving = np.array([j])
-        positions[moving] += (positions[j] - positions[i]) * self.random.uniform(-0.15, 0.35)
+        positions[moving] += (positions[j] - positions[i]) * self.random.uniform(shortest - 1, longest - 1)
         return self._of(positions + self.random.normal(scale=0.02, size=positions.shape), self.lowest)
 
-    def is_acceptable(self, positions: np.ndarray) -> bool:
+    def is_acceptable(self, positions: np.ndarray, origin: str = "") -> bool:
         """Whether bonds hold and the energy stays below the cap."""
         structure = self._of(positions, self.lowest)
         ratios = self._bond_lengths(structure) / self.lengths
-        if ratios.max(initial=1.0) > 1.5 or ratios.min(initial=1.0) < 0.7:
+        cap = min(_CAP, _CAP_PER_ATOM * len(structure) + 0.5)
+        if origin in _REACTIVE:
+            cap = _REACTIVE_CAP
+        elif ratios.max(initial=1.0) > 1.5 or ratios.min(initial=1.0) < 0.7:
             return False
         atoms = attach_calculator(structure, self.level)
-        excess = float(atoms.get_potential_energy()) - self.minimum_energy
-        return excess < min(_CAP, _CAP_PER_ATOM * len(structure) + 0.5)
+        try:
+            return float(atoms.get_potential_energy()) - self.minimum_energy < cap
+        # far from equilibrium the tight-binding SCF may fail: such a geometry is not used
+        except CalculationFailed:
+            return False
 
 
 _PATTERN = ("md600", "modes", "md1000", "torsion", "md300", "modes", "md600", "bond", "md1000", "torsion")
 """Origins in turn after the equilibrium geometry: 50 % dynamics, 20 % modes, 20 % torsions, 10 % bonds."""
 
 
-def sample_molecule(smiles: str, n_samples: int, seed: int) -> list[Sample]:
+ORIGINS = ("equilibrium", "modes", "torsion", "bond", "stretched", "compressed", "md<kelvin>")
+"""Ways to make geometries; one bond gets 0.85 to 1.35 (``bond``), 1.35 to 2.5 or 0.65 to 0.85 times its length."""
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Refuse what is not one of :data:`ORIGINS`.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or there is none.
+    """
+    unknown = [name for name in origins if name not in ORIGINS[:-1] and not re.fullmatch(r"md[1-9]\d{1,3}", name)]
+    if unknown or not origins:
+        raise ValueError(f"origins must be among {', '.join(ORIGINS)}, got {', '.join(unknown) or 'none'}")
+
+
+def sample_molecule(
+    smiles: str,
+    n_samples: int,
+    seed: int,
+    origins: Sequence[str] = _PATTERN,
+    multiplicity: int | None = None,
+) -> list[Sample]:
     """Distinct geometries of one molecule, the equilibrium first, then a mixture of origins.
 
     Parameters
@@ -172,34 +215,31 @@ def sample_molecule(smiles: str, n_samples: int, seed: int) -> list[Sample]:
     seed : int
         Fixes conformers, velocities and displacements; it also shifts the order of origins, so that molecules
         with few samples do not all get the same ones.
+    origins : sequence of str
+        Taken in turn, of :data:`ORIGINS`; those that a molecule cannot have are replaced by ``modes``. The default
+        also has the equilibria of further conformers now and then.
+    multiplicity : int, optional
+        2S + 1; what the SMILES implies if not given.
 
     Raises
     ------
     ValueError
         If a generator finds no acceptable, distinct geometry in 200 trials.
     """
-    sampler = _Sampler(smiles, seed)
-    trajectories = {name: sampler.dynamics(float(name[2:])) for name in sorted(set(_PATTERN)) if name.startswith("md")}
-    generators: dict[str, Callable[[], Structure]] = {
-        "modes": sampler.normal_modes,
-        "torsion": sampler.torsion,
-        "bond": sampler.bond,
-    }
+    check_origins(origins)
+    sampler = _Sampler(smiles, seed, multiplicity)
     samples = [Sample(sampler.equilibrium(), sampler.smiles, "equilibrium")]
     fingerprints = [geometries.fingerprint(samples[0].structure)]
-    shift, n_conformers, trials = seed % len(_PATTERN), len(sampler.minima), 0
+    make = _generators(sampler, origins)
+    shift, trials = seed % len(origins), 0
+    n_conformers = len(sampler.minima) if tuple(origins) == _PATTERN else 1
     while len(samples) < n_samples:
-        origin = _PATTERN[(len(samples) - 1 + shift) % len(_PATTERN)]
+        origin = origins[(len(samples) - 1 + shift) % len(origins)]
         if len(samples) % 8 == 4 and (len(samples) // 8) + 1 < n_conformers:
             origin = "equilibrium"
-        if origin == "torsion" and not sampler.dihedrals:
+        if (origin == "torsion" and not sampler.dihedrals) or (origin in _REACTIVE and not len(sampler.bonds)):
             origin = "modes"
-        if origin == "equilibrium":
-            structure = sampler.equilibrium()
-        elif origin in trajectories:
-            structure = next(trajectories[origin])
-        else:
-            structure = generators[origin]()
+        structure = make[origin]()
         trials += 1
         if trials > 200 * n_samples:
             raise ValueError(
@@ -210,8 +250,24 @@ def sample_molecule(smiles: str, n_samples: int, seed: int) -> list[Sample]:
         # the one distance of a diatomic has little room
         apart = 0.01 if len(structure) > 2 else 0.002
         if all(np.abs(mark - other).max() > apart for other in fingerprints) and sampler.is_acceptable(
-            structure.positions
+            structure.positions, origin
         ):
             samples.append(Sample(structure, sampler.smiles, origin))
             fingerprints.append(mark)
     return samples
+
+
+def _generators(sampler: _Sampler, origins: Sequence[str]) -> dict[str, Callable[[], Structure]]:
+    """Origin → function that makes the next geometry."""
+    generators: dict[str, Callable[[], Structure]] = {
+        "equilibrium": sampler.equilibrium,
+        "modes": sampler.normal_modes,
+        "torsion": sampler.torsion,
+        "bond": sampler.bond,
+    }
+    for name, limits in _REACTIVE.items():
+        generators[name] = functools.partial(sampler.one_bond, *limits)
+    for name in sorted(set(origins)):
+        if name.startswith("md"):
+            generators[name] = functools.partial(next, sampler.dynamics(float(name[2:])))
+    return generators

@@ -5,20 +5,23 @@ it again; the work left is what the queue names and no row answers. SQLite in WA
 being written when a process is killed.
 """
 
+import contextlib
+import dataclasses
 import io
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import numpy as np
 
 from mfm.graph import Structure
-from mfm.labelling.levels import Level
+from mfm.labelling.levels import Level, base_identifier, level_from_record
 from mfm.labelling.sampling import Sample
 
-__all__ = ["Job", "LabelRow", "LabelStore"]
+__all__ = ["Answer", "Job", "LabelRow", "LabelStore"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS structures (
@@ -33,7 +36,12 @@ CREATE TABLE IF NOT EXISTS labels (
     hash TEXT NOT NULL, level TEXT NOT NULL, status TEXT NOT NULL, data BLOB, flags TEXT NOT NULL,
     message TEXT NOT NULL, seconds REAL NOT NULL, provenance INTEGER NOT NULL,
     created TEXT NOT NULL DEFAULT (datetime('now')), PRIMARY KEY (hash, level));
+CREATE TABLE IF NOT EXISTS rejected (
+    molecule TEXT PRIMARY KEY, message TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS structures_by_molecule ON structures (molecule);
 """
+_ADDED_COLUMNS = ("parent", "source")
+"""Of `structures`: the molecule it was derived from, and what made it. Stores of mfm 0.1 lack them."""
 
 
 class Job(NamedTuple):
@@ -41,9 +49,21 @@ class Job(NamedTuple):
 
     hash: str
     level: str
-    """Level identifier."""
+    """Key of the request: the level's identifier, and extras."""
     structure: Structure
     origin: str
+    molecule: str = ""
+
+
+class Answer(NamedTuple):
+    """What came of a job."""
+
+    status: str
+    """``ok`` or ``failed``."""
+    values: dict[str, np.ndarray]
+    flags: dict[str, float]
+    message: str
+    seconds: float
 
 
 class LabelRow(NamedTuple):
@@ -73,36 +93,147 @@ def _unpack(data: bytes | None) -> dict[str, np.ndarray]:
 
 
 class LabelStore:
-    """Structures, queue and labels in one file; one process writes."""
+    """Structures, queue and labels in one file; one process writes.
 
-    def __init__(self, path: str | Path) -> None:
+    Parameters
+    ----------
+    read_only : bool
+        Open an existing store without writing anything, not even beside it.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a labelling store.
+    OSError
+        If it cannot be opened, or not written where it should be.
+    """
+
+    def __init__(self, path: str | Path, read_only: bool = False) -> None:
         self.path = Path(path)
-        self._connection = sqlite3.connect(self.path, timeout=60)
-        try:
+        if read_only:
+            self._connection = self._open_read_only()
+            return
+        with self._explained():
+            self._connection = sqlite3.connect(self.path, timeout=60)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.executescript(_SCHEMA)
+            for name in _ADDED_COLUMNS:
+                if name not in self._columns():
+                    self._connection.execute(f"ALTER TABLE structures ADD COLUMN {name} TEXT NOT NULL DEFAULT ''")
+
+    def _open_read_only(self) -> sqlite3.Connection:
+        if not self.path.is_file():
+            raise FileNotFoundError(f"a labelling store must exist to be read, got no file {self.path}; label first")
+        # a store that nobody writes has no log beside it, and can then be read from a read-only folder
+        is_quiet = not Path(f"{self.path}-wal").exists()
+        with self._explained():
+            mode = "immutable=1" if is_quiet else "mode=ro"
+            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?{mode}", uri=True, timeout=60)
+            connection.execute("SELECT count(*) FROM structures").fetchone()
+        return connection
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """SQLite's errors as ours: what cannot be written is an OSError, what is no store a ValueError."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OSError(
+                f"labels must be written to {self.path}, got: {error}; free some space or make file and folder"
+                " writable, then run the same command again: every label that was reported as done is there"
+            ) from error
         except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.IntegrityError):
+                raise
             raise ValueError(
                 f"a labelling store must be an SQLite file, got {self.path} ({error}); give another path"
             ) from error
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._explained(), self._connection:
+            yield self._connection
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store for this process alone; the system releases it even if the process is killed.
+
+        Raises
+        ------
+        OSError
+            If another process labels into it.
+        """
+        held = filelock.FileLock(f"{self.path}.lock", timeout=0)
+        try:
+            held.acquire()
+        except filelock.Timeout as error:
+            raise OSError(
+                f"one run may write to {self.path} at a time, got another one that does; wait for it, or give another"
+                " store"
+            ) from error
+        try:
+            yield
+        finally:
+            held.release()
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
-    def add_level(self, fidelity: str, level: Level, settings: str) -> None:
-        """Register a level under a fidelity name; `settings` is its full record as JSON."""
-        with self._connection:
-            self._connection.execute(
-                "INSERT OR IGNORE INTO levels VALUES (?, ?, ?)", (level.identifier, fidelity, settings)
+    def _columns(self) -> list[str]:
+        return [row[1] for row in self._connection.execute("PRAGMA table_info(structures)")]
+
+    def add_level(self, fidelity: str, level: Level) -> None:
+        """Register a level under a fidelity name.
+
+        Raises
+        ------
+        ValueError
+            If the name means another level in this store: labels of two levels must not be mixed.
+        """
+        known = {name: identifier for identifier, name in self.fidelities().items()}
+        if known.get(fidelity, level.identifier) != level.identifier:
+            raise ValueError(
+                f"fidelity `{fidelity}` of {self.path} must stay {known[fidelity]}, got {level.identifier}; give the"
+                " changed level another name, or label into another store"
             )
+        with self._transaction() as connection:
+            settings = json.dumps(dataclasses.asdict(level), sort_keys=True)
+            connection.execute("INSERT OR IGNORE INTO levels VALUES (?, ?, ?)", (level.identifier, fidelity, settings))
 
     def fidelities(self) -> dict[str, str]:
         """Level identifier → fidelity name."""
         return dict(self._connection.execute("SELECT identifier, fidelity FROM levels"))
 
+    def levels(self) -> dict[str, Level]:
+        """Level identifier → level."""
+        rows = self._connection.execute("SELECT identifier, settings FROM levels")
+        return {identifier: level_from_record(identifier, settings) for identifier, settings in rows}
+
+    def add_samples(self, samples: Iterable[Sample], source: str = "") -> None:
+        """Keep geometries without queueing anything; `source` says what made them."""
+        with self._transaction() as connection:
+            _insert_samples(connection, samples, source)
+
+    def samples_of(self, molecule: str, source: str, or_unknown: bool = False) -> list[Sample]:
+        """Geometries of a molecule from one source, in their order.
+
+        Parameters
+        ----------
+        or_unknown : bool
+            Also those whose source is not known: stores of the first version did not record it.
+        """
+        rows = self._connection.execute(
+            "SELECT molecule, origin, geometry, parent FROM structures WHERE molecule = ? AND source IN (?, ?)"
+            " ORDER BY rowid",
+            (molecule, source, "" if or_unknown else source),
+        )
+        return [Sample(_structure(geometry), name, origin, parent) for name, origin, geometry, parent in rows]
+
     def enqueue(self, jobs: Sequence[tuple[Sample, str]]) -> int:
-        """Append (sample, level identifier) to the queue, in order; those already there are skipped.
+        """Append (sample, key of the request) to the queue, in order; those already there are skipped.
+
+        A job is there too if the same level is queued with further extras.
 
         Returns
         -------
@@ -110,57 +241,73 @@ class LabelStore:
             Number of jobs added.
         """
         added = 0
-        with self._connection:
+        queued: dict[tuple[str, str], list[set[str]]] = {}
+        for key, level in self._connection.execute("SELECT hash, level FROM queue"):
+            queued.setdefault((key, base_identifier(level)), []).append(set(level.split("|")))
+        with self._transaction() as connection:
+            _insert_samples(connection, (sample for sample, _ in jobs), "")
             for sample, level in jobs:
-                structure = sample.structure
-                geometry = _pack(
-                    {
-                        "atomic_numbers": structure.atomic_numbers,
-                        "positions": structure.positions,
-                        "charge_multiplicity": np.array([structure.charge, structure.multiplicity]),
-                    }
-                )
-                key = structure.content_hash()
-                self._connection.execute(
-                    "INSERT OR IGNORE INTO structures VALUES (?, ?, ?, ?)",
-                    (key, sample.molecule, sample.origin, geometry),
-                )
-                cursor = self._connection.execute(
-                    "INSERT OR IGNORE INTO queue (hash, level) VALUES (?, ?)", (key, level)
-                )
-                added += cursor.rowcount
+                key, wanted = sample.structure.content_hash(), set(level.split("|"))
+                have = queued.setdefault((key, base_identifier(level)), [])
+                if any(wanted <= other for other in have):
+                    continue
+                have.append(wanted)
+                connection.execute("INSERT INTO queue (hash, level) VALUES (?, ?)", (key, level))
+                added += 1
         return added
 
     def pending(self) -> list[Job]:
         """Queued jobs without a label or a failure, in queue order."""
         rows = self._connection.execute(
-            "SELECT q.hash, q.level, s.geometry, s.origin FROM queue q JOIN structures s ON s.hash = q.hash"
+            "SELECT q.hash, q.level, s.geometry, s.origin, s.molecule FROM queue q JOIN structures s ON s.hash = q.hash"
             " LEFT JOIN labels l ON l.hash = q.hash AND l.level = q.level WHERE l.hash IS NULL ORDER BY q.position"
         )
-        return [Job(key, level, _structure(geometry), origin) for key, level, geometry, origin in rows]
+        return [Job(key, level, _structure(geometry), *rest) for key, level, geometry, *rest in rows]
 
     def counts(self) -> dict[tuple[str, str], int]:
         """(fidelity, status) → number of labels."""
         rows = self._connection.execute(
-            "SELECT v.fidelity, l.status, count(*) FROM labels l JOIN levels v ON v.identifier = l.level GROUP BY 1, 2"
+            "SELECT v.fidelity, l.status, count(*) FROM labels l"
+            " JOIN levels v ON v.identifier = substr(l.level, 1, instr(l.level || '|', '|') - 1) GROUP BY 1, 2"
         )
         return {(fidelity, status): count for fidelity, status, count in rows}
 
     def record(self, row: LabelRow, provenance: Mapping[str, str]) -> None:
-        """Write one answer; durable when this returns."""
+        """Write one answer; durable when this returns.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written: disk full, file read-only.
+        """
         text = json.dumps(dict(provenance), sort_keys=True)
-        with self._connection:
-            self._connection.execute("INSERT OR IGNORE INTO provenance (record) VALUES (?)", (text,))
-            (number,) = self._connection.execute("SELECT id FROM provenance WHERE record = ?", (text,)).fetchone()
+        with self._transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO provenance (record) VALUES (?)", (text,))
+            (number,) = connection.execute("SELECT id FROM provenance WHERE record = ?", (text,)).fetchone()
             data = _pack(row.values) if row.values else None
-            self._connection.execute(
+            connection.execute(
                 "INSERT INTO labels (hash, level, status, data, flags, message, seconds, provenance)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (row.hash, row.level, row.status, data, json.dumps(row.flags), row.message, row.seconds, number),
             )
 
+    def reject(self, molecule: str, message: str) -> None:
+        """Record that a molecule gives no geometries, and why."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO rejected VALUES (?, ?)", (molecule, message))
+
+    def rejected(self) -> dict[str, str]:
+        """Molecule → why it has no geometries."""
+        return dict(self._connection.execute("SELECT molecule, message FROM rejected ORDER BY rowid"))
+
+    def forget_failures(self) -> int:
+        """Remove failures, so that the next run tries them again; returns how many there were."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM rejected")
+            return connection.execute("DELETE FROM labels WHERE status = 'failed'").rowcount
+
     def labels(self, level: str) -> Iterator[LabelRow]:
-        """All answers at one level, oldest first."""
+        """All answers to one key, oldest first."""
         rows = self._connection.execute(
             "SELECT hash, level, status, data, flags, message, seconds FROM labels WHERE level = ? ORDER BY rowid",
             (level,),
@@ -168,17 +315,59 @@ class LabelStore:
         for key, name, status, data, flags, message, seconds in rows:
             yield LabelRow(key, name, status, _unpack(data), json.loads(flags), message, seconds)
 
+    def request_keys(self) -> list[str]:
+        """Every key that queue or labels name, those with extras after those without."""
+        rows = self._connection.execute("SELECT level FROM queue UNION SELECT level FROM labels")
+        return sorted((key for (key,) in rows), key=lambda key: (key.count("|"), key))
+
+    def seconds(self) -> list[tuple[str, Structure, float]]:
+        """Key, structure and seconds of every label, to correct estimates by."""
+        rows = self._connection.execute(
+            "SELECT l.level, s.geometry, l.seconds FROM labels l JOIN structures s ON s.hash = l.hash"
+            " WHERE l.status = 'ok'"
+        )
+        return [(level, _structure(geometry), taken) for level, geometry, taken in rows]
+
+    def failures(self) -> list[tuple[str, str, str]]:
+        """Molecule, key and message of every failed label."""
+        rows = self._connection.execute(
+            "SELECT s.molecule, l.level, l.message FROM labels l JOIN structures s ON s.hash = l.hash"
+            " WHERE l.status = 'failed' ORDER BY l.rowid"
+        )
+        return [(molecule, level, message) for molecule, level, message in rows]
+
     def samples(self) -> dict[str, Sample]:
         """Structure hash → sample, in queue order."""
+        parent = "s.parent" if "parent" in self._columns() else "''"
         rows = self._connection.execute(
-            "SELECT s.hash, s.molecule, s.origin, s.geometry FROM structures s"
+            f"SELECT s.hash, s.molecule, s.origin, s.geometry, {parent} FROM structures s"
             " JOIN queue q ON q.hash = s.hash GROUP BY s.hash ORDER BY min(q.position)"
         )
-        return {key: Sample(_structure(geometry), molecule, origin) for key, molecule, origin, geometry in rows}
+        return {
+            key: Sample(_structure(geometry), molecule, origin, parent)
+            for key, molecule, origin, geometry, parent in rows
+        }
 
     def provenances(self) -> list[dict[str, str]]:
         """Every distinct provenance record: versions, processor, environment."""
         return [json.loads(text) for (text,) in self._connection.execute("SELECT record FROM provenance ORDER BY id")]
+
+
+def _insert_samples(connection: sqlite3.Connection, samples: Iterable[Sample], source: str) -> None:
+    for sample in samples:
+        structure = sample.structure
+        geometry = _pack(
+            {
+                "atomic_numbers": structure.atomic_numbers,
+                "positions": structure.positions,
+                "charge_multiplicity": np.array([structure.charge, structure.multiplicity]),
+            }
+        )
+        connection.execute(
+            "INSERT OR IGNORE INTO structures (hash, molecule, origin, geometry, parent, source)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (structure.content_hash(), sample.molecule, sample.origin, geometry, sample.parent, source),
+        )
 
 
 def _structure(geometry: bytes) -> Structure:

@@ -7,28 +7,104 @@ set beforehand, because BLAS libraries read theirs when they are loaded.
 import os
 import platform
 import resource
+import signal
 import sys
+import threading
 import time
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 
-from mfm.graph import Structure
-from mfm.labelling.coupled_cluster import label_composite
+import numpy as np
+
+from mfm.labelling.checks import check_structure, estimate_seconds
+from mfm.labelling.coupled_cluster import label_composite, label_coupled_cluster
 from mfm.labelling.dft import label_dft
-from mfm.labelling.levels import CompositeLevel, DensityFunctionalLevel, Level
+from mfm.labelling.force_field import label_mmff
+from mfm.labelling.levels import CompositeLevel, CoupledClusterLevel, DensityFunctionalLevel, ForceFieldLevel, Request
 from mfm.labelling.molecule import Labels
+from mfm.labelling.store import Answer, Job
 from mfm.labelling.xtb import label_xtb
 
-__all__ = ["compute", "provenance"]
+__all__ = ["answer", "answer_remotely", "compute", "limit_memory", "provenance"]
+
+_REACTIVE = ("bond", "stretched")
+"""Origins whose restricted solution may be the wrong one whatever its gap."""
 
 
-def compute(structure: Structure, level: Level, origin: str) -> Labels:
-    """Labels of one structure at any level; stretched bonds get the broken-symmetry search."""
+def compute(job: Job, request: Request) -> Labels:
+    """Labels of one structure at any level.
+
+    Raises
+    ------
+    ValueError
+        If the level does not describe the structure, or the calculation fails.
+    """
+    structure, level = job.structure, request.level
+    check_structure(structure, level, job.origin)
     if isinstance(level, DensityFunctionalLevel):
-        return label_dft(structure, level, check_state=origin == "bond")
+        return label_dft(structure, level, check_state=job.origin in _REACTIVE, extras=request.extras)
     if isinstance(level, CompositeLevel):
         return label_composite(structure, level)
+    if isinstance(level, CoupledClusterLevel):
+        return label_coupled_cluster(structure, level)
+    if isinstance(level, ForceFieldLevel):
+        return label_mmff(structure, level, job.molecule)
     return label_xtb(structure, level)
+
+
+def answer(job: Job, request: Request, limit_seconds: float) -> Answer:
+    """Compute a label; whatever goes wrong becomes a failure that says so.
+
+    Parameters
+    ----------
+    limit_seconds : float
+        Time that the run allows a label: one that would take three times as long is not begun.
+    """
+    started = time.perf_counter()
+    try:
+        expected = estimate_seconds(job.structure, request)
+        if expected > 3 * limit_seconds:
+            raise ValueError(
+                f"a label must fit into {limit_seconds / 60:.3g} minutes, {job.structure.formula} would take about"
+                f" {expected / 60:.3g} at {request.key}; raise --job-minutes, or drop this level for it"
+            )
+        labels = compute(job, request)
+        finite = all(np.isfinite(value).all() for value in labels.values.values())
+        if not finite:
+            raise ValueError("labels must be finite, got NaN or infinity; the structure is recorded as failed")
+        return Answer("ok", labels.values, labels.flags, "", time.perf_counter() - started)
+    except MemoryError as error:
+        text = f"memory ran out ({error or 'no details'}); raise --memory, or use fewer workers"
+        return Answer("failed", {}, {}, text, time.perf_counter() - started)
+    except ValueError as error:
+        return Answer("failed", {}, {}, str(error), time.perf_counter() - started)
+    # a label must never stop the run: whatever a quantum-chemistry program raises becomes a failure row
+    except Exception as error:  # noqa: BLE001
+        return Answer("failed", {}, {}, f"{type(error).__name__}: {error}", time.perf_counter() - started)
+
+
+def answer_remotely(
+    job: Job, request: Request, limit_seconds: float, memory_gib: float
+) -> tuple[Answer, dict[str, str]]:
+    """:func:`answer` and :func:`provenance`, for a worker process that an executor of a cluster started.
+
+    No supervisor watches such a process, so it bounds its own memory and time.
+    """
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        limit_memory(memory_gib)
+    if threading.current_thread() is not threading.main_thread():
+        return answer(job, request, limit_seconds), provenance()
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"stopped after {limit_seconds / 60:.3g} minutes")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, limit_seconds)
+    try:
+        return answer(job, request, limit_seconds), provenance()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def provenance() -> dict[str, str]:
@@ -48,31 +124,43 @@ def provenance() -> dict[str, str]:
     }
 
 
+def limit_memory(gibibytes: float) -> None:
+    """Bound the address space of this process, and tell PySCF to plan with three quarters of it."""
+    limit = int(gibibytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    os.environ["PYSCF_MAX_MEMORY"] = str(int(750 * gibibytes))
+
+
+def _follow_parent() -> None:
+    """End this process soon after its supervisor has died: an orphan would only take time from the next run."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def serve(connection: Connection) -> None:
     """Answer jobs until the other end closes."""
     connection.send(provenance())
     while True:
         try:
-            structure, level, origin = connection.recv()
-        except EOFError:
+            job, request, limit_seconds = connection.recv()
+        except (EOFError, ConnectionResetError):
             return
-        started = time.perf_counter()
         try:
-            labels = compute(structure, level, origin)
-            answer = ("ok", labels.values, labels.flags, "")
-        # a label must never stop the run: whatever a quantum-chemistry program raises becomes a failure row
-        except Exception as error:  # noqa: BLE001
-            answer = ("failed", {}, {}, f"{type(error).__name__}: {error}")
-        try:
-            connection.send((*answer, time.perf_counter() - started))
-        except BrokenPipeError:  # the supervisor has gone: this answer is computed again by the next run
+            connection.send(answer(job, request, limit_seconds))
+        except (BrokenPipeError, ConnectionResetError):  # the supervisor has gone: the next run computes this again
             return
 
 
 def main() -> None:
     """Entry point: socket descriptor and address-space limit (GiB) come as arguments."""
-    limit = int(float(sys.argv[2]) * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    _follow_parent()
+    limit_memory(float(sys.argv[2]))
     serve(Connection(int(sys.argv[1])))
 
 

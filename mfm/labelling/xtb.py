@@ -3,10 +3,12 @@
 import ase
 import numpy as np
 from tblite.ase import TBLite
+from tblite.interface import Calculator, Result
 
 from mfm.graph import Structure
 from mfm.labelling.levels import TightBindingLevel
-from mfm.labelling.molecule import Labels
+from mfm.labelling.molecule import Labels, net_force_and_torque
+from mfm.units import BOHR, HARTREE
 
 __all__ = ["attach_calculator", "label_xtb"]
 
@@ -25,13 +27,43 @@ def attach_calculator(structure: Structure, level: TightBindingLevel) -> ase.Ato
 
 
 def label_xtb(structure: Structure, level: TightBindingLevel) -> Labels:
-    """Energy (eV), forces (eV/Å), charges (e) and dipole (e Å) of one molecule."""
-    atoms = attach_calculator(structure, level)
-    forces = atoms.get_forces()
+    """Energy (eV), forces (eV/Å), charges (e) and dipole (e Å, about the nuclear charge centre) of one molecule.
+
+    Raises
+    ------
+    ValueError
+        If the structure is periodic or the SCF does not converge.
+    """
+    if structure.pbc.any():
+        raise ValueError(f"labels are for molecules, got {structure.formula} with pbc {structure.pbc.tolist()}")
+    calculator = Calculator(
+        level.method,
+        structure.atomic_numbers,
+        structure.positions / BOHR,
+        charge=float(structure.charge),
+        uhf=(structure.multiplicity or 1) - 1,
+    )
+    calculator.set("verbosity", 0)
+    calculator.set("accuracy", level.accuracy)
+    try:
+        result = calculator.singlepoint()
+    except RuntimeError as error:
+        raise ValueError(f"GFN2-xTB must converge, got: {error}; the structure is recorded as failed") from error
+    numbers = structure.atomic_numbers.astype(float)
+    # the dipole of an ion depends on the origin: tblite's is that of the coordinates
+    centre = numbers @ structure.positions / numbers.sum()
+    forces = -result.get("gradient") * (HARTREE / BOHR)
     values = {
-        "energy": np.asarray(atoms.get_potential_energy()),
+        "energy": np.asarray(result.get("energy") * HARTREE),
         "forces": forces,
-        "charges": atoms.get_charges(),
-        "dipole": atoms.get_dipole_moment(),
+        "charges": result.get("charges"),
+        "dipole": result.get("dipole") * BOHR - structure.charge * centre,
     }
-    return Labels(values, {"net_force": float(np.abs(forces.sum(axis=0)).max())})
+    return Labels(values, net_force_and_torque(structure, forces) | {"gap": _gap(result)})
+
+
+def _gap(result: Result) -> float:
+    """Gap between filled and empty orbitals, eV; infinite where there is none. Fermi smearing fills some by halves."""
+    energies, occupations = result.get("orbital-energies"), result.get("orbital-occupations")
+    filled, empty = energies[occupations > 0.5], energies[occupations <= 0.5]
+    return float(empty.min() - filled.max()) * HARTREE if len(filled) and len(empty) else float("inf")

@@ -191,15 +191,16 @@ def test_numerical_forces_of_a_spring() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif("MFM_BENCHMARK_DATA" not in os.environ, reason="needs MFM_BENCHMARK_DATA")
-def test_a_published_spice_record() -> None:
-    """SPICE 1.1.4 (Psi4) against ours (PySCF) at the same level of theory: C2H2 with Na+."""
+@pytest.mark.parametrize("conformation", range(5))
+def test_published_spice_records(conformation: int) -> None:
+    """SPICE 1.1.4 (Psi4) against ours (PySCF) at the same level of theory: C2H2 with Na+, five geometries."""
     path = Path(os.environ["MFM_BENCHMARK_DATA"]) / "native_formats/modelforge/SPICE-1.1.4_n2.hdf5"
     with h5py.File(path) as file:
         group = file["C#C.[Na+]"]
-        numbers, positions = group["atomic_numbers"][:], group["conformations"][0] * BOHR
-        energy = float(group["dft_total_energy"][0]) * HARTREE
-        forces = -group["dft_total_gradient"][0] * (HARTREE / BOHR)
-        dipole = group["scf_dipole"][0] * BOHR
+        numbers, positions = group["atomic_numbers"][:], group["conformations"][conformation] * BOHR
+        energy = float(group["dft_total_energy"][conformation]) * HARTREE
+        forces = -group["dft_total_gradient"][conformation] * (HARTREE / BOHR)
+        dipole = group["scf_dipole"][conformation] * BOHR
     labels = label_dft(Structure(numbers, positions, charge=1), DensityFunctionalLevel())
     shift = positions.T @ numbers / numbers.sum()  # theirs is about the coordinate origin, ours about the charge centre
     print(

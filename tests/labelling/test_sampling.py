@@ -6,14 +6,17 @@ import pytest
 from mfm.graph import Structure
 from mfm.labelling import sampling
 from mfm.labelling.geometries import (
+    bond_graph,
     bonds,
     canonical_smiles,
     conformers,
     fingerprint,
+    fragments,
+    molecule_name,
     rotatable_dihedrals,
     side_of_bond,
 )
-from mfm.labelling.levels import LEVELS, TightBindingLevel
+from mfm.labelling.levels import TightBindingLevel
 from mfm.labelling.sampling import Sample, sample_molecule
 from mfm.labelling.xtb import label_xtb
 
@@ -53,10 +56,9 @@ def test_the_seed_fixes_everything_and_more_samples_extend_fewer(peroxide: list[
 
 
 def test_impossible_requests_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling._Sampler, "is_acceptable", lambda self, positions: False)
-    monkeypatch.setattr(sampling, "_PATTERN", ("modes",))
+    monkeypatch.setattr(sampling._Sampler, "is_acceptable", lambda self, positions, origin: False)
     with pytest.raises(ValueError, match=r"`O` must give 2 distinct geometries, got 1 in 401 trials"):
-        sample_molecule("O", 2, seed=0)
+        sample_molecule("O", 2, seed=0, origins=("modes",))
 
 
 def test_conformers_are_distinct() -> None:
@@ -92,14 +94,48 @@ def test_fingerprint_ignores_rotation_and_order() -> None:
     np.testing.assert_allclose(fingerprint(turned), fingerprint(Structure(numbers, positions)), atol=1e-12)
 
 
-def test_level_identifiers_tell_settings_apart() -> None:
-    assert len({level.identifier for level in LEVELS.values()}) == 3
-    assert TightBindingLevel(accuracy=0.1).identifier != TightBindingLevel().identifier
-    for level in LEVELS.values():
-        assert level.identifier in level.level_of_theory("1.0").settings
+def test_bonds_are_stretched_and_compressed_on_request() -> None:
+    samples = sample_molecule("CO", 9, seed=3, origins=("stretched", "compressed", "md400"))
+    i, j = bonds("CO").T
+    start = samples[0].structure.positions
+    equilibrium = np.linalg.norm(start[i] - start[j], axis=1)
+    for sample in samples[1:]:
+        positions = sample.structure.positions
+        ratios = np.linalg.norm(positions[i] - positions[j], axis=1) / equilibrium
+        if sample.origin == "stretched":
+            assert ratios.max() > 1.25
+        if sample.origin == "compressed":
+            assert ratios.min() < 0.9
+    assert {sample.origin for sample in samples[1:]} == {"stretched", "compressed", "md400"}
 
 
-def test_identifiers_of_shipped_labels_do_not_change() -> None:
-    """Labels are stored under these names: a changed default must get a new name, on purpose."""
-    assert LEVELS["dft"].identifier == "dft:wb97m-d3bj/def2-tzvppd:615617ee0d1c"
-    assert LEVELS["ccsdt"].identifier == "composite:ccsd(t)/cbs(cc-pvtz,cc-pvqz)+cc-pvdz:2b7df5c90186"
+def test_radicals_keep_their_spin_and_a_contradiction_is_refused() -> None:
+    assert [sample.structure.multiplicity for sample in sample_molecule("C[CH2]", 3, seed=1)] == [2, 2, 2]
+    assert sample_molecule("[O][O]", 2, seed=1)[1].structure.multiplicity == 3
+    assert sample_molecule("[CH2]", 1, seed=1, multiplicity=1)[0].structure.multiplicity == 1
+    with pytest.raises(ValueError, match=r"`multiplicity` 2 does not go with 10 electrons \(charge 0\)"):
+        sample_molecule("O", 1, seed=1, multiplicity=2)
+
+
+@pytest.mark.parametrize("origins", [("melted",), ("md",), ()])
+def test_unknown_origins(origins: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"origins must be among equilibrium, modes, .*, got (melted|md|none)"):
+        sample_molecule("O", 1, seed=1, origins=origins)
+
+
+def test_names_and_graphs_from_distances() -> None:
+    structure = conformers("CC(=O)[O-]", 1, 1)[0]
+    assert molecule_name(structure) == "CC(=O)[O-]"
+    # a SMILES with other atoms is not believed
+    assert bond_graph(structure, "CCO").GetNumAtoms() == len(structure)
+    apart = Structure(np.array([7, 7, 7]), np.array([[0.0, 0, 0], [1.1, 0, 0], [2.2, 0.3, 0]]), charge=2)
+    assert molecule_name(apart) == "N3+2"
+    with pytest.raises(
+        ValueError, match=r"bonds of N3 must follow from its distances, got none that do .*by its SMILES"
+    ):
+        bond_graph(apart)
+
+
+def test_fragments_of_a_cluster() -> None:
+    parts = fragments("O.CO")
+    assert [(name, atoms.tolist()) for name, atoms in parts] == [("O", [0, 3, 4]), ("CO", [1, 2, 5, 6, 7, 8])]

@@ -1,13 +1,17 @@
 """The labelling store: a queue that remembers answers and failures."""
 
+import dataclasses
+import sqlite3
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from mfm.graph import Structure
+from mfm.labelling.density_file import read_densities, write_densities
 from mfm.labelling.export import QualityRules, export_records
-from mfm.labelling.levels import LEVELS
+from mfm.labelling.levels import LEVELS, make_request
 from mfm.labelling.sampling import Sample
 from mfm.labelling.store import LabelRow, LabelStore
 
@@ -25,8 +29,8 @@ def _values(energy: float, n_atoms: int = 2) -> dict[str, np.ndarray]:
 @pytest.fixture
 def store(tmp_path: Path) -> LabelStore:
     made = LabelStore(tmp_path / "labels.sqlite")
-    made.add_level("low", LOW, "{}")
-    made.add_level("high", HIGH, "{}")
+    made.add_level("low", LOW)
+    made.add_level("high", HIGH)
     return made
 
 
@@ -65,6 +69,102 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
         LabelStore(path)
 
 
+def test_a_missing_or_unwritable_place(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"a labelling store must exist to be read, got no file .*none.sqlite"):
+        LabelStore(tmp_path / "none.sqlite", read_only=True)
+    with pytest.raises(OSError, match=r"labels must be written to .*, got: unable to open database file; free some"):
+        LabelStore(tmp_path / "no/such/folder/labels.sqlite")
+
+
+def test_reading_writes_nothing(store: LabelStore) -> None:
+    sample = _sample(0.9)
+    store.enqueue([(sample, LOW.identifier)])
+    _answer(store, sample, LOW.identifier)
+    store.close()
+    files = sorted(store.path.parent.iterdir())
+    reader = LabelStore(store.path, read_only=True)
+    assert reader.counts() == {("low", "ok"): 1}
+    assert list(reader.samples().values()) == [sample]
+    with pytest.raises(OSError, match="attempt to write a readonly database"):
+        _answer(reader, sample, HIGH.identifier)
+    reader.close()
+    assert sorted(store.path.parent.iterdir()) == files
+
+
+def test_a_fidelity_keeps_its_level(store: LabelStore) -> None:
+    """A changed setting is another level, which must not slip in under the old name."""
+    with pytest.raises(ValueError, match=r"fidelity `low` of .* must stay dft:.*, got composite:.*; give the changed"):
+        store.add_level("low", HIGH)
+
+
+def test_extras_are_not_asked_for_twice(store: LabelStore) -> None:
+    sample, other = _sample(0.9), _sample(0.8)
+    full = make_request(LOW, ["density"]).key
+    assert store.enqueue([(sample, full), (sample, LOW.identifier), (other, LOW.identifier), (other, full)]) == 3
+    assert [job.level for job in store.pending()] == [full, LOW.identifier, full]
+    assert store.request_keys() == [LOW.identifier, full]
+    values = _values(-30.0) | {"density_coefficients": np.arange(28.0)}
+    for pushed in (sample, other):
+        row = LabelRow(pushed.structure.content_hash(), full, "ok", values, {"density_error": 0.7}, "", 2.0)
+        store.record(row, {})
+    _answer(store, other, LOW.identifier)
+    assert store.counts() == {("low", "ok"): 3}
+    records = export_records(store).records
+    assert [set(record.labels) for record in records] == [{"energy_low", "forces_low", "charges_low"}] * 2
+    assert [record.flags["seconds_low"] for record in records] == [2.0, 2.0]
+    path = store.path.with_suffix(".density.h5")
+    assert write_densities(store, "low", LOW, path) == 2
+    rows = read_densities(path)
+    assert [row.hash for row in rows] == [s.structure.content_hash() for s in (sample, other)]
+    np.testing.assert_array_equal(rows[0].coefficients, np.arange(28.0))
+    assert rows[0].error == pytest.approx(0.7)
+    with h5py.File(path) as file:
+        assert file.attrs["shells_H"].tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match=r"densities must have been asked for, got none at `high` in .*label with --d"):
+        write_densities(store, "high", HIGH, path)
+
+
+def test_failures_can_be_tried_again(store: LabelStore) -> None:
+    samples = [_sample(0.9), _sample(0.8)]
+    store.enqueue([(sample, LOW.identifier) for sample in samples])
+    _answer(store, samples[0], LOW.identifier, "failed")
+    _answer(store, samples[1], LOW.identifier)
+    store.reject("C(C", "no SMILES")
+    assert store.rejected() == {"C(C": "no SMILES"}
+    assert store.failures() == [("[H][H]", LOW.identifier, "")]
+    assert store.forget_failures() == 1
+    assert [job.structure for job in store.pending()] == [samples[0].structure]
+    assert store.rejected() == {}
+    assert [taken for *_, taken in store.seconds()] == [1.0]
+
+
+def test_geometries_are_kept_by_source(store: LabelStore) -> None:
+    ours = [dataclasses.replace(_sample(length), parent="[HH]") for length in (0.7, 0.8)]
+    store.add_samples(ours, "seed 1")
+    store.add_samples([_sample(0.9)], "seed 2")
+    assert store.samples_of("[H][H]", "seed 1") == ours
+    assert store.pending() == []
+    # an old store did not say where its geometries came from
+    store.enqueue([(_sample(1.0), LOW.identifier)])
+    assert len(store.samples_of("[H][H]", "seed 2")) == 1
+    assert len(store.samples_of("[H][H]", "seed 2", or_unknown=True)) == 2
+
+
+def test_stores_of_the_first_version_open(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "CREATE TABLE structures (hash TEXT PRIMARY KEY, molecule TEXT NOT NULL, origin TEXT NOT NULL,"
+            " geometry BLOB NOT NULL)"
+        )
+    connection.close()
+    store = LabelStore(path)
+    store.add_level("low", LOW)
+    store.enqueue([(_sample(0.7), LOW.identifier)])
+    assert next(iter(store.samples().values())).parent == ""
+    store.close()
+
+
 def test_export_keeps_what_is_good(store: LabelStore) -> None:
     kept, only_low, pushed, failed = (_sample(length) for length in (0.7, 0.8, 0.9, 1.0))
     atom = Sample(Structure(np.array([1]), np.zeros((1, 3)), multiplicity=2), "[H]", "isolated atom")
@@ -96,6 +196,10 @@ def test_rules_judge_contamination_against_the_spin() -> None:
     row = LabelRow("", "", "ok", {}, {"s_squared": 0.76}, "", 1.0)
     assert QualityRules().reason(row, multiplicity=2) == ""
     assert QualityRules().reason(row, multiplicity=1) == "spin contamination"
+    assert QualityRules(spin_contamination=1.0).reason(row, multiplicity=1) == ""
+    singles = LabelRow("", "", "ok", {}, {"t1": 0.025}, "", 1.0)
+    assert QualityRules().reason(singles, multiplicity=1) == "t1"
+    assert QualityRules().reason(singles, multiplicity=2) == ""
 
 
 def test_an_empty_store_has_nothing_to_export(store: LabelStore) -> None:

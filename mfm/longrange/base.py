@@ -1,0 +1,26 @@
+"""What is summed: particles with amplitudes and Gaussian widths."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Particles"]
+
+
+class Particles(NamedTuple):
+    """Atoms of some structures, as the sums see them; all floating-point fields in float64."""
+
+    amplitudes: Tensor
+    """(n_atoms, n_channels): charges in e, or √C6 in √(eV Å⁶). Channels do not interact, their energies are added."""
+    widths: Tensor
+    """(n_atoms,), Å: σ of the atom's Gaussian in the convention of :mod:`mfm.longrange.kernels`."""
+    positions: Tensor
+    """(n_atoms, 3), Å."""
+    structures: Tensor
+    """(n_atoms,), structure of each atom, not decreasing."""
+    kinds: Tensor
+    """(n_atoms,), integers: atoms of one kind have one width."""
+
+    def select(self, atoms: Tensor, structures: Tensor) -> "Particles":
+        """Some of the atoms, with their structures renumbered."""
+        return Particles(*(field.index_select(0, atoms) for field in self[:3]), structures, self.kinds.index_select(0, atoms))

@@ -1,0 +1,166 @@
+"""Lattices of periodic structures and the wave vectors of their sums.
+
+A structure periodic in two directions is a slab. It is summed in a cell of our own, whose third vector is normal to
+the other two, with the interaction truncated at half its length (Rozzi et al., Phys. Rev. B 73, 205119 (2006); Sohier
+et al., Phys. Rev. B 96, 075448 (2017)): exact, not just in the limit of a large vacuum, and whatever the third
+vector of the structure's cell is.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfm.longrange.kernels import Kernel, fourier, smooth_window
+from mfm.units import COULOMB_CONSTANT
+
+__all__ = ["Lattice", "check_periodicity", "fractional", "interaction", "make_lattice", "n_waves", "wave_vectors"]
+
+SLAB_MARGIN = 7.0
+"""Room beside a slab in units of the largest width; what is cut off decays as erfc(7/√2) = 3e-12."""
+
+
+class Lattice(NamedTuple):
+    """Cells to sum in, one per periodic structure, in float64."""
+
+    cell: Tensor
+    """(n_structures, 3, 3), Å, rows are vectors; for a slab, its normal direction is last."""
+    inverse: Tensor
+    """(n_structures, 3, 3), Å⁻¹."""
+    volume: Tensor
+    """(n_structures,), Å³, positive for left-handed cells too."""
+    is_slab: Tensor
+    """(n_structures,), bool."""
+
+
+def check_periodicity(pbc: Tensor, cell: Tensor) -> None:
+    """Refuse what cannot be summed.
+
+    Parameters
+    ----------
+    pbc : (n_structures, 3), bool
+    cell : (n_structures, 3, 3), Å
+
+    Raises
+    ------
+    ValueError
+        If a structure is periodic in one direction only, or periodic without a cell.
+    """
+    n_periodic = pbc.sum(dim=1)
+    if bool((n_periodic == 1).any()):
+        where = int((n_periodic == 1).nonzero()[0])
+        raise ValueError(
+            f"long-range sums exist for 0, 2 and 3 periodic directions; structure {where} of the batch has `pbc`"
+            f" {pbc[where].tolist()}. Make a wire periodic in all directions, with vacuum around it"
+        )
+    lengths = torch.linalg.vector_norm(cell, dim=2)
+    lost = (pbc & (lengths < 1e-6)).any(dim=1)
+    if bool(lost.any()):
+        where = int(lost.nonzero()[0])
+        raise ValueError(
+            f"structure {where} of the batch has `pbc` {pbc[where].tolist()} but the cell {cell[where].tolist()};"
+            " give a vector for each periodic direction, or set `pbc` to False"
+        )
+
+
+def make_lattice(positions: Tensor, structures: Tensor, cell: Tensor, pbc: Tensor, largest_width: float) -> Lattice:
+    """Cells to sum periodic structures in.
+
+    Parameters
+    ----------
+    positions : (n_atoms, 3), Å, float64
+    structures : (n_atoms,)
+        Structure of each atom.
+    cell : (n_structures, 3, 3), Å, float64
+    pbc : (n_structures, 3), bool
+        Two or three of each row are true.
+    largest_width : float, Å
+        Largest σ of an atom, which sets the room beside a slab.
+    """
+    is_slab = ~pbc.all(dim=1)
+    if bool(is_slab.any()):
+        # periodic directions first, in their order
+        order = torch.argsort((~pbc).to(torch.int64), dim=1, stable=True)
+        cell = cell.gather(1, order.unsqueeze(2).expand(-1, -1, 3))
+        normal = torch.linalg.cross(cell[:, 0], cell[:, 1])
+        normal = normal / torch.linalg.vector_norm(normal, dim=1, keepdim=True)
+        heights = (positions * normal.index_select(0, structures)).sum(dim=1).detach()
+        extremes = heights.new_full((2, len(pbc)), -math.inf)
+        extremes = extremes.index_reduce(1, structures, torch.stack([heights, -heights]), "amax")
+        length = 2.0 * (extremes.sum(dim=0) + SLAB_MARGIN * largest_width)
+        third = torch.where(is_slab[:, None], normal * length[:, None], cell[:, 2])
+        cell = torch.stack([cell[:, 0], cell[:, 1], third], dim=1)
+    return Lattice(cell, torch.linalg.inv(cell), torch.linalg.det(cell).abs(), is_slab)
+
+
+def fractional(positions: Tensor, structures: Tensor, lattice: Lattice) -> Tensor:
+    """(n_atoms, 3), coordinates in units of the lattice vectors, not wrapped."""
+    inverse = lattice.inverse.index_select(0, structures)
+    return torch.bmm(positions.unsqueeze(1), inverse).squeeze(1)
+
+
+def n_waves(lattice: Lattice, k_cutoff: float) -> tuple[int, int, int]:
+    """Largest index per axis of any wave vector within the cutoff: |n_a| = |k · a|/2π ≤ k_c |a|/2π."""
+    lengths = torch.linalg.vector_norm(lattice.cell.detach(), dim=2)
+    largest = torch.floor(lengths.amax(dim=0) * (k_cutoff / (2.0 * math.pi)))
+    first, second, third = (int(n) for n in largest.tolist())
+    return first, second, third
+
+
+def wave_vectors(lattice: Lattice, indices: Tensor) -> Tensor:
+    """k = 2π n · (cell⁻¹)ᵀ.
+
+    Parameters
+    ----------
+    indices : (n_waves, 3)
+
+    Returns
+    -------
+    (n_structures, n_waves, 3), Å⁻¹
+    """
+    return 2.0 * math.pi * torch.matmul(indices.to(lattice.inverse.dtype), lattice.inverse.transpose(1, 2))
+
+
+def interaction(
+    kernel: Kernel, lattice: Lattice, waves: Tensor, indices: Tensor, k_cutoff: float | None, width: Tensor
+) -> Tensor:
+    """Fourier transform of the interaction on a lattice, with the window in reciprocal space.
+
+    Parameters
+    ----------
+    waves : (n_structures, n_waves, 3), Å⁻¹
+    indices : (n_waves, 3)
+        Those of `waves`.
+    k_cutoff : float, Å⁻¹, or None
+        End of the window in reciprocal space; None for no window.
+    width : (), Å
+        Width common to all atoms, for dispersion.
+
+    Returns
+    -------
+    (n_structures, n_waves)
+    """
+    k_squared = waves.square().sum(dim=2)
+    value = fourier(kernel, k_squared, width)
+    if k_cutoff is not None:
+        value = value * smooth_window(k_squared, k_cutoff)
+    if kernel == "coulomb" and bool(lattice.is_slab.any()):
+        value = torch.where(lattice.is_slab[:, None], value * _truncation(lattice, waves, indices), value)
+        half = 0.5 * torch.linalg.vector_norm(lattice.cell[:, 2], dim=1)
+        # of −2π k_e |z| over |z| < R: the energy of a charged slab is that of charged sheets without a background
+        at_zero = (-2.0 * math.pi * COULOMB_CONSTANT * half**2)[:, None] * (indices == 0).all(dim=1)
+        value = torch.where(lattice.is_slab[:, None], value + at_zero, value)
+    return value
+
+
+def _truncation(lattice: Lattice, waves: Tensor, indices: Tensor) -> Tensor:
+    """1 − (−1)ⁿ e^{−k∥ R}: what truncating 1/r at |z| = R = L/2 does to its transform at k_z = 2π n/L."""
+    length = torch.linalg.vector_norm(lattice.cell[:, 2], dim=1)
+    normal = lattice.cell[:, 2] / length[:, None]
+    across = (waves * normal[:, None]).sum(dim=2)
+    along_squared = waves.square().sum(dim=2) - across.square()
+    is_zero = (indices[:, :2] == 0).all(dim=1)
+    along = torch.where(is_zero, 1.0, along_squared).clamp(min=1e-300).sqrt().masked_fill(is_zero, 0.0)
+    sign = 1.0 - 2.0 * (indices[:, 2] % 2).to(waves.dtype)
+    return 1.0 - sign * torch.exp(-0.5 * along * length[:, None])

@@ -20,6 +20,10 @@ Losses = Callable[[Mapping[str, Tensor], AtomicGraph], tuple[Tensor, Mapping[str
 """From a model's outputs and a batch to what is minimised, and the terms of it to report."""
 
 
+_NORM_MEMORY = 0.02
+"""Weight of a step in the running average of gradient norms: it remembers about 50 steps."""
+
+
 class TrainingBatch(NamedTuple):
     """A batch and the length of the epoch it comes from."""
 
@@ -105,11 +109,27 @@ class StageModule(lightning.LightningModule):
         loss, terms = self._losses(self.model(batch.graph, self._tasks, self._derivatives), batch.graph)
         self._optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
-        norm = nn.utils.clip_grad_norm_(self._trained, self._config.clip)
+        norm = self._clip()
         self._optimizer.step()
         self.clock.advance(batch.batches_in_epoch)
         self.average.update(self.clock.step)
         self._accumulate(loss, norm, terms)
+
+    @torch.no_grad()
+    def _clip(self) -> Tensor:
+        """Shorten a gradient that is much longer than those before it; returns the length it had.
+
+        Adam divides by what gradients were, so a single long one moves the weights by many times the learning rate, and
+        with products of many features a few such steps end in infinities. A fixed limit is too lax late in training.
+        """
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        group = self._optimizer.param_groups[0]  # saved with the optimiser, so that a resumed stage clips alike
+        typical = group.get("typical_norm", norm)
+        limit = self._config.clip * typical
+        torch._foreach_mul_(gradients, (limit / norm.clamp(min=1e-30)).clamp(max=1.0))
+        group["typical_norm"] = typical + (torch.minimum(norm, limit) - typical) * _NORM_MEMORY
+        return norm
 
     @torch.no_grad()
     def _accumulate(self, loss: Tensor, norm: Tensor, terms: Mapping[str, LossTerm]) -> None:

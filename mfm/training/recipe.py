@@ -66,8 +66,8 @@ class OptimizerConfig(Config):
     """Decay of the first and the second moment."""
     warmup_steps: int = pydantic.Field(100, ge=0)
     """Optimiser steps over which the learning rate rises at the start of a stage."""
-    clip: float = pydantic.Field(10.0, gt=0)
-    """Largest norm of the gradient."""
+    clip: float = pydantic.Field(2.0, gt=1)
+    """Largest norm of the gradient, in multiples of the running average of the norms before it."""
     ema: float = pydantic.Field(0.998, ge=0, lt=1)
     """Decay of the weight average."""
     condition_penalty: float = pydantic.Field(1e-3, ge=0)

@@ -130,7 +130,7 @@ def training_step(model: MFMModel, config: RunConfig, batch: AtomicGraph) -> Cal
         loss = combine(loss_terms(model(batch, derivatives=[FORCES]), batch, config.model.tasks, model.domain.scale))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip)
+        torch.nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
         average.update(next(steps))
 

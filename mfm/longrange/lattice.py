@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mfm.longrange.base import Particles
 from mfm.longrange.kernels import Kernel, fourier, smooth_window
 from mfm.units import COULOMB_CONSTANT
 
@@ -32,6 +33,10 @@ class Lattice(NamedTuple):
     """(n_structures,), Å³, positive for left-handed cells too."""
     is_slab: Tensor
     """(n_structures,), bool."""
+
+    def select(self, structures: Tensor) -> "Lattice":
+        """Those of some structures."""
+        return Lattice(*(field.index_select(0, structures) for field in self))
 
 
 def check_periodicity(pbc: Tensor, cell: Tensor) -> None:
@@ -64,19 +69,16 @@ def check_periodicity(pbc: Tensor, cell: Tensor) -> None:
         )
 
 
-def make_lattice(positions: Tensor, structures: Tensor, cell: Tensor, pbc: Tensor, largest_width: float) -> Lattice:
+def make_lattice(particles: Particles, cell: Tensor, pbc: Tensor) -> Lattice:
     """Cells to sum periodic structures in.
 
     Parameters
     ----------
-    positions : (n_atoms, 3), Å, float64
-    structures : (n_atoms,)
-        Structure of each atom.
+    particles : Particles
+        Positions and widths set the room that slabs need.
     cell : (n_structures, 3, 3), Å, float64
     pbc : (n_structures, 3), bool
         Two or three of each row are true.
-    largest_width : float, Å
-        Largest σ of an atom, which sets the room beside a slab.
     """
     is_slab = ~pbc.all(dim=1)
     if bool(is_slab.any()):
@@ -85,10 +87,10 @@ def make_lattice(positions: Tensor, structures: Tensor, cell: Tensor, pbc: Tenso
         cell = cell.gather(1, order.unsqueeze(2).expand(-1, -1, 3))
         normal = torch.linalg.cross(cell[:, 0], cell[:, 1])
         normal = normal / torch.linalg.vector_norm(normal, dim=1, keepdim=True)
-        heights = (positions * normal.index_select(0, structures)).sum(dim=1).detach()
+        heights = (particles.positions * normal.index_select(0, particles.structures)).sum(dim=1).detach()
         extremes = heights.new_full((2, len(pbc)), -math.inf)
-        extremes = extremes.index_reduce(1, structures, torch.stack([heights, -heights]), "amax")
-        length = 2.0 * (extremes.sum(dim=0) + SLAB_MARGIN * largest_width)
+        extremes = extremes.index_reduce(1, particles.structures, torch.stack([heights, -heights]), "amax")
+        length = 2.0 * (extremes.sum(dim=0) + SLAB_MARGIN * particles.widths.detach().max())
         third = torch.where(is_slab[:, None], normal * length[:, None], cell[:, 2])
         cell = torch.stack([cell[:, 0], cell[:, 1], third], dim=1)
     return Lattice(cell, torch.linalg.inv(cell), torch.linalg.det(cell).abs(), is_slab)

@@ -316,12 +316,12 @@ class MFMModel(nn.Module):
         known = {f"{kind}_{f}": (kind, f) for kind in QUANTITIES for f in self.fidelities} if self.long_range else {}
         for name in quantities:
             if name not in known:
-                raise ValueError(f"this model has quantities {', '.join(known) or '(no long-range part)'}, got `{name}`")
+                raise ValueError(
+                    f"this model has quantities {', '.join(known) or '(no long-range part)'}, got `{name}`"
+                )
         return {name: known[name] for name in quantities}
 
-    def _energies(
-        self, graph: AtomicGraph, names: Sequence[str]
-    ) -> tuple[dict[str, Tensor], dict[str, LongRange]]:
+    def _energies(self, graph: AtomicGraph, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, LongRange]]:
         """Energies of the tasks named and of those they build on, and their long-range parts."""
         needed = set(names)
         for name in reversed(self.order):

@@ -23,4 +23,7 @@ class Particles(NamedTuple):
 
     def select(self, atoms: Tensor, structures: Tensor) -> "Particles":
         """Some of the atoms, with their structures renumbered."""
-        return Particles(*(field.index_select(0, atoms) for field in self[:3]), structures, self.kinds.index_select(0, atoms))
+        amplitudes, widths, positions, kinds = (
+            field.index_select(0, atoms) for field in (self.amplitudes, self.widths, self.positions, self.kinds)
+        )
+        return Particles(amplitudes, widths, positions, structures, kinds)

@@ -20,7 +20,7 @@ from mfm.nn.charge_state import Charges, ChargeState
 __all__ = ["LatentEwald", "LatentEwaldConfig", "LongRange", "LongRangeOfTasks"]
 
 ACCURACY = 5.6
-"""k_c σ of the sums in reciprocal space: e^{−(0.9 · 5.6)²/2} = 3e-6 of a wave's weight is left where the window starts."""
+"""k_c σ of the sums in reciprocal space: e^{−(0.9 · 5.6)²/2} = 3e-6 of the weight is left where the window falls."""
 
 
 class LatentEwaldConfig(Config):
@@ -41,7 +41,7 @@ class LatentEwaldConfig(Config):
     dispersion: bool = False
     """Whether to add a long-range −C6/r⁶ with learned positive coefficients."""
     mesh_above: int = pydantic.Field(600, ge=0)
-    """Periodic structures with more atoms are summed on a mesh, which is faster and has an error of 1e-4 of the force."""
+    """Periodic structures with more atoms are summed on a mesh: faster, with an error of 1e-4 of the force."""
 
     @pydantic.model_validator(mode="after")
     def _check_widths(self) -> "LatentEwaldConfig":

@@ -88,9 +88,9 @@ def make_lattice(particles: Particles, cell: Tensor, pbc: Tensor) -> Lattice:
         normal = torch.linalg.cross(cell[:, 0], cell[:, 1])
         normal = normal / torch.linalg.vector_norm(normal, dim=1, keepdim=True)
         heights = (particles.positions * normal.index_select(0, particles.structures)).sum(dim=1).detach()
-        extremes = heights.new_full((2, len(pbc)), -math.inf)
-        extremes = extremes.index_reduce(1, particles.structures, torch.stack([heights, -heights]), "amax")
-        length = 2.0 * (extremes.sum(dim=0) + SLAB_MARGIN * particles.widths.detach().max())
+        lowest = heights.new_full((len(pbc),), -math.inf)
+        top, bottom = (lowest.scatter_reduce(0, particles.structures, x, "amax") for x in (heights, -heights))
+        length = 2.0 * (top + bottom + SLAB_MARGIN * particles.widths.detach().max())
         third = torch.where(is_slab[:, None], normal * length[:, None], cell[:, 2])
         cell = torch.stack([cell[:, 0], cell[:, 1], third], dim=1)
     return Lattice(cell, torch.linalg.inv(cell), torch.linalg.det(cell).abs(), is_slab)
@@ -111,7 +111,7 @@ def n_waves(lattice: Lattice, k_cutoff: float) -> tuple[int, int, int]:
 
 
 def wave_vectors(lattice: Lattice, indices: Tensor) -> Tensor:
-    """k = 2π n · (cell⁻¹)ᵀ.
+    """K = 2π n · (cell⁻¹)ᵀ.
 
     Parameters
     ----------

@@ -17,9 +17,9 @@ def polarisation(state: Charges, graph: AtomicGraph) -> Tensor:
     """Dipole moment of each structure, or of its cell, in e Å.
 
     Charge that neighbours pass on contributes −½ Σ_ij t_ij r_ij, which holds differences of positions only and is the
-    same whatever cell an atom is written in. What is left, the atoms' own charges and shares q⁰ of a net charge, counts as
-    Σ_i q⁰_i r_i with the positions as they are given: unwrapped ones, if atoms with a charge of their own move through
-    a periodic cell.
+    same whatever cell an atom is written in. What is left, the atoms' own charges and shares q⁰ of a net charge, counts
+    as Σ_i q⁰_i r_i with the positions as they are given: unwrapped ones, if atoms with a charge of their own move
+    through a periodic cell.
 
     Parameters
     ----------
@@ -71,9 +71,7 @@ def born_effective_charges(moments: Tensor, positions: Tensor) -> Tensor:
         Rows are components of the polarisation, columns of the displacement. They add up to the total charge times the
         unit matrix.
     """
-    rows = [
-        torch.autograd.grad(moments[:, axis].sum(), positions, retain_graph=True)[0].detach() for axis in range(3)
-    ]
+    rows = [torch.autograd.grad(moments[:, axis].sum(), positions, retain_graph=True)[0].detach() for axis in range(3)]
     return torch.stack(rows, dim=1)
 
 

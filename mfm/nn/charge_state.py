@@ -36,8 +36,8 @@ class ChargeState(nn.Module):
 
     q_i = Σ_j t_ij + m_i + f_i/Σ_k f_k (Q − Σ_k m_k). Neighbours pass charge to each other: t_ij = −t_ji vanishes at the
     cutoff, so a fragment without neighbours in the next one keeps its charge exactly, and a neutral one feels nothing
-    of how far the charges of the others add up. The total charge Q goes to the atoms by learned positive shares f, as in
-    AIMNet2 (Anstine et al., Chem. Sci. 16, 10228 (2025)). Atoms get charges m of their own only if asked to: where
+    of what the charges of the others add up to. The total charge Q goes to the atoms by learned positive shares f, as
+    in AIMNet2 (Anstine et al., Chem. Sci. 16, 10228 (2025)). Atoms get charges m of their own only if asked to: where
     ions of opposite charge are far apart, neither Q nor the neighbours tell which is which.
 
     Parameters

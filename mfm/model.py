@@ -17,7 +17,7 @@ from mfm.fidelity import LevelOfTheory
 from mfm.graph import AtomicGraph, Structure
 from mfm.heads.energy import EnergyHead, TaskConfig
 from mfm.longrange import LatentEwaldConfig, LongRange, LongRangeOfTasks
-from mfm.longrange.response import QUANTITIES, field_energy, quantity
+from mfm.longrange.response import NEED_DIPOLES, QUANTITIES, field_energy, quantity
 from mfm.properties import parse_task
 
 __all__ = ["Domain", "MFMModel", "ModelConfig", "build_model", "evaluation_order"]
@@ -250,14 +250,16 @@ class MFMModel(nn.Module):
         """
         energy_names = self._check(self.tasks if tasks is None else tasks, derivatives)
         asked = self._split(quantities)
-        if graph.get("electric_field") is not None and self.long_range is None:
-            raise ValueError("an electric field acts on charges, which this model has not; train it with `long_range`")
         energy_names += [f"energy_{fidelity}" for _, fidelity in asked.values()]
         with_strain = any(parse_task(name).property == "stress" for name in derivatives)
         strain = None
         if derivatives or any(kind == "born_effective_charges" for kind, _ in asked.values()):
             graph, strain = differentiable(graph, with_strain)
-        energies, far = self._energies(graph, energy_names)
+        has_field = graph.get("electric_field") is not None
+        if has_field and self.long_range is None:
+            raise ValueError("an electric field acts on charges, which this model has not; train it with `long_range`")
+        with_dipoles = has_field or any(kind in NEED_DIPOLES for kind, _ in asked.values())
+        energies, far = self._energies(graph, energy_names, with_dipoles)
         outputs = {name: energies[name] for name in (self.tasks if tasks is None else tasks)}
         for name, (kind, fidelity) in asked.items():
             outputs[name] = quantity(kind, far[f"energy_{fidelity}"], graph)
@@ -321,7 +323,9 @@ class MFMModel(nn.Module):
                 )
         return {name: known[name] for name in quantities}
 
-    def _energies(self, graph: AtomicGraph, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, LongRange]]:
+    def _energies(
+        self, graph: AtomicGraph, names: Sequence[str], with_dipoles: bool
+    ) -> tuple[dict[str, Tensor], dict[str, LongRange]]:
         """Energies of the tasks named and of those they build on, and their long-range parts."""
         needed = set(names)
         for name in reversed(self.order):
@@ -339,13 +343,14 @@ class MFMModel(nn.Module):
                 features = self.backbone(graph, condition=self.conditions[name])
                 atomic[name] = self.heads[task.conditioned](features.scalars)
                 if self.long_range is not None:
-                    far |= self.long_range(features.scalars, graph, [name])
+                    far |= self.long_range(features.scalars, graph, [name], with_dipoles)
                 continue
             shared = self.backbone(graph) if shared is None else shared
             value = self.heads[name](shared.scalars)
             atomic[name] = value if task.anchor is None else value + atomic[task.anchor]
         if self.long_range is not None and shared is not None:
-            far |= self.long_range(shared.scalars, graph, [name for name in atomic if name not in far])
+            rest = [name for name in atomic if name not in far]
+            far |= self.long_range(shared.scalars, graph, rest, with_dipoles)
         energies = {}
         for name, value in atomic.items():
             energy = value.new_zeros(graph.n_structures).index_add(0, graph.batch, value) * self.domain.scale

@@ -40,7 +40,7 @@ class LatentEwaldConfig(Config):
     """Largest σ of an element's charges, Å."""
     dispersion: bool = False
     """Whether to add a long-range −C6/r⁶ with learned positive coefficients."""
-    mesh_above: int = pydantic.Field(600, ge=0)
+    mesh_above: int = pydantic.Field(800, ge=0)
     """Periodic structures with more atoms are summed on a mesh: faster, with an error of 1e-4 of the force."""
 
     @pydantic.model_validator(mode="after")
@@ -93,11 +93,11 @@ class LatentEwald(nn.Module):
         span = config.largest_width - config.smallest_width
         return config.smallest_width + span * torch.sigmoid(self.raw_widths.double())
 
-    def forward(self, scalars: Tensor, graph: AtomicGraph) -> LongRange:
+    def forward(self, scalars: Tensor, graph: AtomicGraph, with_dipoles: bool = False) -> LongRange:
         """Energy and charges from the backbone's scalars (n_atoms, n_scalars)."""
         config = self.config
         k_cutoff = ACCURACY / config.smallest_width
-        state = self.state(scalars, graph)
+        state = self.state(scalars, graph, with_dipoles)
         numbers, positions = graph.atomic_numbers, graph.positions.double()
         widths = self.widths().index_select(0, numbers)
         particles = Particles(state.charges, widths, positions, graph.batch, numbers)
@@ -133,11 +133,13 @@ class LongRangeOfTasks(nn.Module):
         if config.fidelities == "scaled":
             self.factors.update({task: nn.Parameter(torch.ones(())) for task in tasks})
 
-    def forward(self, scalars: Tensor, graph: AtomicGraph, tasks: Sequence[str]) -> dict[str, LongRange]:
+    def forward(
+        self, scalars: Tensor, graph: AtomicGraph, tasks: Sequence[str], with_dipoles: bool = False
+    ) -> dict[str, LongRange]:
         """Long-range part of each of `tasks`, which all see the features `scalars` (n_atoms, n_scalars)."""
         if self.fidelities == "own":
-            return {task: self.owners[task](scalars, graph) for task in tasks}
-        shared: LongRange = self.owners["all"](scalars, graph)
+            return {task: self.owners[task](scalars, graph, with_dipoles) for task in tasks}
+        shared: LongRange = self.owners["all"](scalars, graph, with_dipoles)
         if self.fidelities == "shared":
             return dict.fromkeys(tasks, shared)
         return {task: self._scaled(shared, self.factors[task].double()) for task in tasks}
@@ -146,6 +148,5 @@ class LongRangeOfTasks(nn.Module):
     def _scaled(shared: LongRange, factor: Tensor) -> LongRange:
         """The charges times a factor: screened or enhanced, but still conserved up to that factor."""
         charges, dipoles, own, residual = shared.state
-        return LongRange(
-            factor.square() * shared.energies, Charges(factor * charges, factor * dipoles, factor * own, residual)
-        )
+        dipoles = None if dipoles is None else factor * dipoles
+        return LongRange(factor.square() * shared.energies, Charges(factor * charges, dipoles, factor * own, residual))

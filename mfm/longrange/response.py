@@ -7,10 +7,12 @@ from mfm.graph import AtomicGraph
 from mfm.longrange.latent import LongRange
 from mfm.nn.charge_state import Charges
 
-__all__ = ["QUANTITIES", "born_effective_charges", "dipole", "field_energy", "polarisation", "quantity"]
+__all__ = ["NEED_DIPOLES", "QUANTITIES", "born_effective_charges", "dipole", "field_energy", "polarisation", "quantity"]
 
 QUANTITIES = ("charges", "dipole", "born_effective_charges", "energy_long_range", "charge_residual")
 """What can be asked of a model beside energies and their derivatives."""
+NEED_DIPOLES = ("dipole", "born_effective_charges")
+"""Those that need the dipoles of the charge transfers."""
 
 
 def polarisation(state: Charges, graph: AtomicGraph) -> Tensor:
@@ -31,7 +33,14 @@ def polarisation(state: Charges, graph: AtomicGraph) -> Tensor:
     -------
     (n_structures, 3), float64
         About the origin.
+
+    Raises
+    ------
+    ValueError
+        If the charges were computed without the dipoles of their transfers.
     """
+    if state.transfer_dipoles is None:
+        raise ValueError("a polarisation needs the dipoles of the charge transfers; compute the charges `with_dipoles`")
     per_atom = state.transfer_dipoles + state.own_charges.unsqueeze(1) * graph.positions.double()
     return per_atom.new_zeros(graph.n_structures, 3).index_add(0, graph.batch, per_atom)
 

@@ -21,9 +21,9 @@ class Charges(NamedTuple):
 
     charges: Tensor
     """(n_atoms, n_channels), e. Channel 0 adds up to the total charge of each structure, the others to zero."""
-    transfer_dipoles: Tensor
-    """(n_atoms, 3), e Å: −½ Σ_j t_ij r_ij of channel 0. Summed over a structure and added to Σ_i q⁰_i r_i it is the
-    dipole moment; it depends on differences of positions only, so it is right in a periodic structure too."""
+    transfer_dipoles: Tensor | None
+    """(n_atoms, 3), e Å: −½ Σ_j t_ij r_ij of channel 0, if it was asked for. Summed over a structure and added to
+    Σ_i q⁰_i r_i it is the dipole moment; it holds differences of positions only, so it is right in a crystal too."""
     own_charges: Tensor
     """(n_atoms,), e: q⁰, what is left of channel 0 without the transfers: zero in a neutral structure unless atoms
     have charges of their own."""
@@ -55,7 +55,7 @@ class ChargeState(nn.Module):
     """
 
     def __init__(
-        self, n_scalars: int, cutoff: float, n_channels: int = 1, with_own_charges: bool = False, n_terms: int = 8
+        self, n_scalars: int, cutoff: float, n_channels: int = 1, with_own_charges: bool = False, n_terms: int = 4
     ) -> None:
         super().__init__()
         self.cutoff, self.n_channels, self.n_terms = cutoff, n_channels, n_terms
@@ -73,9 +73,9 @@ class ChargeState(nn.Module):
             self.own_output = nn.Linear(32, n_channels, bias=False)
             nn.init.zeros_(self.own_output.weight)
 
-    def forward(self, scalars: Tensor, graph: AtomicGraph) -> Charges:
-        """Charges of all atoms from their features (n_atoms, n_scalars)."""
-        transferred, transfer_dipoles = self._transfers(scalars, graph)
+    def forward(self, scalars: Tensor, graph: AtomicGraph, with_dipoles: bool = False) -> Charges:
+        """Charges of all atoms from their features (n_atoms, n_scalars); their dipoles if asked for."""
+        transferred, transfer_dipoles = self._transfers(scalars, graph, with_dipoles)
         own = self._own_charges(scalars).double()
         shape = (graph.n_structures, self.n_channels)
         total = own.new_zeros(shape)
@@ -94,16 +94,22 @@ class ChargeState(nn.Module):
         own: Tensor = self.own_output(functional.silu(self.own_hidden(scalars)))
         return own
 
-    def _transfers(self, scalars: Tensor, graph: AtomicGraph) -> tuple[Tensor, Tensor]:
+    def _transfers(self, scalars: Tensor, graph: AtomicGraph, with_dipoles: bool) -> tuple[Tensor, Tensor | None]:
         """Σ_j t_ij (n_atoms, n_channels) and −½ Σ_j t_ij r_ij of channel 0 (n_atoms, 3)."""
         table = neighbour_table(graph, self.cutoff)
-        n_atoms, n_slots, n_terms = graph.n_atoms, table.n_slots, self.n_terms
-        radial = self.basis(torch.linalg.vector_norm(table.vectors, dim=1)).view(n_atoms, n_slots, 1, n_terms)
-        donors, acceptors = self.donors(scalars), 1.0 + self.acceptors(scalars)
-        both = torch.cat([donors, acceptors], dim=1)
-        sent = table.gather(both).view(n_atoms, n_slots, 2 * self.n_channels, n_terms)
-        sent_donors, sent_acceptors = sent.split(self.n_channels, dim=2)
-        donors, acceptors = (x.view(n_atoms, 1, self.n_channels, n_terms) for x in (donors, acceptors))
-        transfers = (radial * (donors * sent_acceptors - sent_donors * acceptors)).sum(dim=3).double()
-        dipoles = (transfers[:, :, :1] * table.vectors.view(n_atoms, n_slots, 3).double()).sum(dim=1)
-        return transfers.sum(dim=1), -0.5 * dipoles
+        n_atoms, n_slots, n_channels = graph.n_atoms, table.n_slots, self.n_channels
+        radial = self.basis(torch.linalg.vector_norm(table.vectors, dim=1)).view(n_atoms, n_slots, 1, self.n_terms)
+        mine = torch.cat([self.donors(scalars), 1.0 + self.acceptors(scalars)], dim=1)
+        theirs = radial * table.gather(mine).view(n_atoms, n_slots, 2 * n_channels, self.n_terms)
+        donors, acceptors = mine.view(n_atoms, 2 * n_channels, self.n_terms).split(n_channels, dim=1)
+
+        def combine(weighted: Tensor) -> Tensor:
+            their_donors, their_acceptors = weighted.split(n_channels, dim=1)
+            return (donors * their_acceptors - acceptors * their_donors).sum(dim=2)
+
+        transferred = combine(theirs.sum(dim=1)).double()
+        if not with_dipoles:
+            return transferred, None
+        vectors = table.vectors.view(n_atoms, n_slots, 1, 1, 3)
+        moments = [combine((theirs * vectors[..., axis]).sum(dim=1))[:, 0].double() for axis in range(3)]
+        return transferred, -0.5 * torch.stack(moments, dim=1)

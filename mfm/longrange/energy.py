@@ -1,5 +1,7 @@
 """Long-range energy of a batch in which molecules, slabs and crystals may be mixed."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -89,11 +91,15 @@ def _lattice_sums(
 ) -> Tensor:
     """Sums in reciprocal space: exact for small structures, on meshes for large ones, one call per mesh shape."""
     n_structures = len(lattice.volume)
-    is_large = torch.bincount(particles.structures, minlength=n_structures) > mesh_above
+    counts = torch.bincount(particles.structures, minlength=n_structures)
+    is_large = counts > mesh_above
     energies = particles.positions.new_zeros(n_structures)
-    if not bool(is_large.all()):
-        some, chosen = _restrict(particles, ~is_large)
-        energies = energies.index_add(0, chosen, exact_sum(kernel, some, lattice.select(chosen), k_cutoff))
+    # structures of one call are padded to the largest, so they should cost about the same: within a factor of four
+    sizes = torch.ceil(0.5 * torch.log2(counts * lattice.volume.detach())).masked_fill(is_large, math.inf)
+    for size in torch.unique(sizes).tolist():
+        if size != math.inf:
+            some, chosen = _restrict(particles, sizes == size)
+            energies = energies.index_add(0, chosen, exact_sum(kernel, some, lattice.select(chosen), k_cutoff))
     if not bool(is_large.any()):
         return energies
     large = is_large.nonzero().squeeze(1).tolist()

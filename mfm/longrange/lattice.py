@@ -16,7 +16,15 @@ from mfm.longrange.base import Particles
 from mfm.longrange.kernels import Kernel, fourier, smooth_window
 from mfm.units import COULOMB_CONSTANT
 
-__all__ = ["Lattice", "check_periodicity", "fractional", "interaction", "make_lattice", "n_waves", "wave_vectors"]
+__all__ = [
+    "Lattice",
+    "check_periodicity",
+    "fractional",
+    "interaction",
+    "make_lattice",
+    "n_waves",
+    "wave_numbers_squared",
+]
 
 SLAB_MARGIN = 7.0
 """Room beside a slab in units of the largest width; what is cut off decays as erfc(7/√2) = 3e-12."""
@@ -110,30 +118,35 @@ def n_waves(lattice: Lattice, k_cutoff: float) -> tuple[int, int, int]:
     return first, second, third
 
 
-def wave_vectors(lattice: Lattice, indices: Tensor) -> Tensor:
-    """K = 2π n · (cell⁻¹)ᵀ.
+def wave_numbers_squared(lattice: Lattice, indices: Tensor) -> Tensor:
+    """|k|² of k = 2π n · (cell⁻¹)ᵀ, from the metric of the reciprocal lattice.
 
     Parameters
     ----------
-    indices : (n_waves, 3)
+    indices : (n_waves, 3), float64
 
     Returns
     -------
-    (n_structures, n_waves, 3), Å⁻¹
+    (n_structures, n_waves), Å⁻²
     """
-    return 2.0 * math.pi * torch.matmul(indices.to(lattice.inverse.dtype), lattice.inverse.transpose(1, 2))
+    metric = (2.0 * math.pi) ** 2 * lattice.inverse.transpose(1, 2) @ lattice.inverse
+    first, second, third = indices.unbind(1)
+    monomials = torch.stack(
+        [first**2, second**2, third**2, 2.0 * first * second, 2.0 * first * third, 2.0 * second * third]
+    )
+    return metric[:, (0, 1, 2, 0, 0, 1), (0, 1, 2, 1, 2, 2)] @ monomials
 
 
 def interaction(
-    kernel: Kernel, lattice: Lattice, waves: Tensor, indices: Tensor, k_cutoff: float | None, width: Tensor
+    kernel: Kernel, lattice: Lattice, k_squared: Tensor, indices: Tensor, k_cutoff: float | None, width: Tensor
 ) -> Tensor:
     """Fourier transform of the interaction on a lattice, with the window in reciprocal space.
 
     Parameters
     ----------
-    waves : (n_structures, n_waves, 3), Å⁻¹
-    indices : (n_waves, 3)
-        Those of `waves`.
+    k_squared : (n_structures, n_waves), Å⁻²
+    indices : (n_waves, 3), float64
+        Of the wave vectors.
     k_cutoff : float, Å⁻¹, or None
         End of the window in reciprocal space; None for no window.
     width : (), Å
@@ -143,26 +156,22 @@ def interaction(
     -------
     (n_structures, n_waves)
     """
-    k_squared = waves.square().sum(dim=2)
     value = fourier(kernel, k_squared, width)
-    if k_cutoff is not None:
-        value = value * smooth_window(k_squared, k_cutoff)
     if kernel == "coulomb" and bool(lattice.is_slab.any()):
-        value = torch.where(lattice.is_slab[:, None], value * _truncation(lattice, waves, indices), value)
-        half = 0.5 * torch.linalg.vector_norm(lattice.cell[:, 2], dim=1)
-        # of −2π k_e |z| over |z| < R: the energy of a charged slab is that of charged sheets without a background
-        at_zero = (-2.0 * math.pi * COULOMB_CONSTANT * half**2)[:, None] * (indices == 0).all(dim=1)
-        value = torch.where(lattice.is_slab[:, None], value + at_zero, value)
-    return value
+        value = torch.where(lattice.is_slab[:, None], _truncated(lattice, value, k_squared, indices), value)
+    return value if k_cutoff is None else value * smooth_window(k_squared, k_cutoff)
 
 
-def _truncation(lattice: Lattice, waves: Tensor, indices: Tensor) -> Tensor:
-    """1 − (−1)ⁿ e^{−k∥ R}: what truncating 1/r at |z| = R = L/2 does to its transform at k_z = 2π n/L."""
-    length = torch.linalg.vector_norm(lattice.cell[:, 2], dim=1)
-    normal = lattice.cell[:, 2] / length[:, None]
-    across = (waves * normal[:, None]).sum(dim=2)
-    along_squared = waves.square().sum(dim=2) - across.square()
+def _truncated(lattice: Lattice, value: Tensor, k_squared: Tensor, indices: Tensor) -> Tensor:
+    """The transform of 1/r cut off at |z| = R = L/2, at k_z = 2π n/L: 4π/k² (1 − (−1)ⁿ e^{−k∥ R}).
+
+    Where k∥ = 0 it is that of −2π |z|, so the energy of a charged slab is that of charged sheets without a background.
+    """
+    length = torch.linalg.vector_norm(lattice.cell[:, 2], dim=1).unsqueeze(1)
+    # the third vector is normal to the others, and its wave vectors to theirs
+    along_squared = k_squared - (2.0 * math.pi / length * indices[:, 2]) ** 2
     is_zero = (indices[:, :2] == 0).all(dim=1)
-    along = torch.where(is_zero, 1.0, along_squared).clamp(min=1e-300).sqrt().masked_fill(is_zero, 0.0)
-    sign = 1.0 - 2.0 * (indices[:, 2] % 2).to(waves.dtype)
-    return 1.0 - sign * torch.exp(-0.5 * along * length[:, None])
+    along = torch.where(is_zero, 1.0, along_squared.clamp(min=1e-12)).sqrt().masked_fill(is_zero, 0.0)
+    sign = 1.0 - 2.0 * torch.remainder(indices[:, 2], 2.0)
+    at_origin = -0.5 * math.pi * COULOMB_CONSTANT * length**2 * (indices == 0).all(dim=1)
+    return value * (1.0 - sign * torch.exp(-0.5 * along * length)) + at_origin

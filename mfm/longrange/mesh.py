@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mfm.longrange.base import Particles
 from mfm.longrange.kernels import Kernel
-from mfm.longrange.lattice import Lattice, fractional, interaction, wave_vectors
+from mfm.longrange.lattice import Lattice, fractional, interaction, wave_numbers_squared
 
 __all__ = ["ORDER", "mesh_shapes", "mesh_sum"]
 
@@ -78,18 +78,17 @@ def mesh_sum(kernel: Kernel, particles: Particles, lattice: Lattice, shape: tupl
     factors = torch.fft.rfftn(density, dim=(2, 3, 4)).flatten(2)  # (n_groups, n_channels, n_waves)
 
     indices, multiplicity = _wave_indices(shape, density.device)
-    waves = wave_vectors(lattice, indices)
+    k_squared = wave_numbers_squared(lattice, indices)
     if kernel == "coulomb":
         members = torch.zeros_like(keys).scatter(0, groups, torch.arange(len(groups), device=groups.device))
         group_structures = particles.structures.index_select(0, members)
-        k_squared = waves.square().sum(dim=2).index_select(0, group_structures)
         spreads = particles.widths.index_select(0, members).square().unsqueeze(1)
-        factors = factors * torch.exp(-0.25 * spreads * k_squared).unsqueeze(1)
+        factors = factors * torch.exp(-0.25 * spreads * k_squared.index_select(0, group_structures)).unsqueeze(1)
         if len(keys) > n_structures:
             total = factors.new_zeros(n_structures, *factors.shape[1:])
             factors = total.index_add(0, group_structures, factors)
     power = (factors.real.square() + factors.imag.square()).view(n_structures, n_channels, -1).sum(dim=1)
-    value = interaction(kernel, lattice, waves, indices, None, particles.widths[0])
+    value = interaction(kernel, lattice, k_squared, indices, None, particles.widths[0])
     return 0.5 * (multiplicity * value * power / _interpolation(indices, shape)).sum(dim=1) / lattice.volume
 
 
@@ -140,7 +139,7 @@ def _wave_indices(shape: tuple[int, int, int], device: torch.device) -> tuple[Te
     """(n_waves, 3) indices in the order of a real transform, and how many waves each stands for."""
     axes = [torch.round(torch.fft.fftfreq(n, device=device, dtype=torch.float64) * n) for n in shape[:2]]
     axes.append(torch.arange(shape[2] // 2 + 1, device=device, dtype=torch.float64))
-    indices = torch.cartesian_prod(*axes).to(torch.int64)
+    indices = torch.cartesian_prod(*axes)
     multiplicity = 1.0 + (indices[:, 2] > 0)
     # the highest wave of an even mesh is its own negative only up to a phase: it carries no usable information
     sizes = torch.tensor(shape, device=device)

@@ -81,7 +81,9 @@ def ours(graph: AtomicGraph, charges: Tensor, mesh_above: int) -> Tensor:
     """Energies by mfm's sums."""
     widths = torch.full((graph.n_atoms,), WIDTH, dtype=torch.float64)
     kinds = torch.zeros(graph.n_atoms, dtype=torch.int64)
-    particles = Particles(charges.double().unsqueeze(1), widths, graph.positions.double(), graph.batch, kinds)
+    particles = Particles(
+        charges.double().unsqueeze(1), widths, graph.positions.double(), graph.batch, kinds, torch.float32
+    )
     return long_range_energy("coulomb", particles, graph, K_CUTOFF, mesh_above)
 
 

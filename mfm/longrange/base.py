@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 __all__ = ["Particles"]
@@ -20,10 +21,12 @@ class Particles(NamedTuple):
     """(n_atoms,), structure of each atom, not decreasing."""
     kinds: Tensor
     """(n_atoms,), integers: atoms of one kind have one width."""
+    precision: torch.dtype = torch.float64
+    """In which the exact sum multiplies the phases of a structure's atoms; everything else is in float64."""
 
     def select(self, atoms: Tensor, structures: Tensor) -> "Particles":
         """Some of the atoms, with their structures renumbered."""
         amplitudes, widths, positions, kinds = (
             field.index_select(0, atoms) for field in (self.amplitudes, self.widths, self.positions, self.kinds)
         )
-        return Particles(amplitudes, widths, positions, structures, kinds)
+        return Particles(amplitudes, widths, positions, structures, kinds, self.precision)

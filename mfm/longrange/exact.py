@@ -39,20 +39,22 @@ def exact_sum(kernel: Kernel, particles: Particles, lattice: Lattice, k_cutoff: 
     first_atoms = order.index_select(0, torch.cumsum(counts, 0) - counts)
 
     angles = 2.0 * math.pi * fractional(particles.positions, particles.structures, lattice)
-    products = _trigonometric_sums(particles.amplitudes, angles, reach, _padding(groups, order, counts))
+    products = _trigonometric_sums(particles, angles, reach, _padding(groups, order, counts)).double()
     factors = _octants(products)  # (2, n_groups, n_channels, n_waves)
 
     indices, multiplicity = _half_space(reach, angles.device)
     k_squared = wave_numbers_squared(lattice, indices)
     group_structures = particles.structures.index_select(0, first_atoms)
-    if kernel == "coulomb":
-        spreads = particles.widths.index_select(0, first_atoms).square().unsqueeze(1)
-        factors = factors * torch.exp(-0.25 * spreads * k_squared.index_select(0, group_structures)).unsqueeze(1)
+    value = multiplicity * interaction(kernel, lattice, k_squared, indices, k_cutoff, particles.widths[0])
+    spreads = particles.widths.index_select(0, first_atoms).square().unsqueeze(1)
     if len(keys) > n_structures:
+        if kernel == "coulomb":
+            factors = factors * torch.exp(-0.25 * spreads * k_squared.index_select(0, group_structures)).unsqueeze(1)
         total = factors.new_zeros(2, n_structures, *factors.shape[2:])
         factors = total.index_add(1, group_structures, factors)
+    elif kernel == "coulomb":
+        value = value * torch.exp(-0.5 * spreads * k_squared)
     power = factors.square().sum(dim=(0, 2))  # (n_structures, n_waves)
-    value = multiplicity * interaction(kernel, lattice, k_squared, indices, k_cutoff, particles.widths[0])
     return 0.5 * (value * power).sum(dim=1) / lattice.volume
 
 
@@ -78,12 +80,15 @@ def _padding(groups: Tensor, order: Tensor, counts: Tensor) -> Tensor:
     return table
 
 
-def _trigonometric_sums(amplitudes: Tensor, angles: Tensor, reach: tuple[int, int, int], rows: Tensor) -> Tensor:
+def _trigonometric_sums(particles: Particles, angles: Tensor, reach: tuple[int, int, int], rows: Tensor) -> Tensor:
     """T for each group: (n_groups, n_channels, 2, n_x, 2, n_y, 2, n_z), cosine before sine on the axes of length 2."""
+    amplitudes = particles.amplitudes.to(particles.precision)
     (n_groups, n_slots), n_channels = rows.shape, amplitudes.shape[1]
     tables = []
     for axis, n in enumerate(reach):
-        phases = angles[:, axis : axis + 1] * torch.arange(n + 1, device=angles.device)
+        # of angles within one turn: a float32 of a large one has lost its last digits
+        turns = torch.remainder(angles[:, axis : axis + 1], 2.0 * math.pi) * torch.arange(n + 1, device=angles.device)
+        phases = turns.to(particles.precision)
         tables.append(torch.cat([torch.cos(phases), torch.sin(phases)], dim=1))  # (n_atoms, 2 (n + 1))
     first, second, third = tables
     weighted = (amplitudes.unsqueeze(2) * third.unsqueeze(1)).flatten(1)  # (n_atoms, n_channels 2 n_z)
@@ -92,7 +97,8 @@ def _trigonometric_sums(amplitudes: Tensor, angles: Tensor, reach: tuple[int, in
         first, second = first.index_select(0, slots), second.index_select(0, slots)
         # an empty slot holds another atom's phases, with amplitude zero
         weighted = weighted.index_select(0, slots) * (rows >= 0).to(weighted.dtype).view(-1, 1)
-    plane = (first.unsqueeze(2) * second.unsqueeze(1)).view(n_groups, n_slots, -1)
+    # as a matrix product, because its derivative is one too; that of a broadcast product writes two more such tables
+    plane = torch.bmm(first.unsqueeze(2), second.unsqueeze(1)).view(n_groups, n_slots, -1)
     sums = torch.bmm(weighted.view(n_groups, n_slots, -1).transpose(1, 2), plane)
     n_x, n_y, n_z = (n + 1 for n in reach)
     return sums.view(n_groups, n_channels, 2, n_z, 2, n_x, 2, n_y).permute(0, 1, 4, 5, 6, 7, 2, 3)

@@ -100,13 +100,13 @@ class LatentEwald(nn.Module):
         state = self.state(scalars, graph, with_dipoles)
         numbers, positions = graph.atomic_numbers, graph.positions.double()
         widths = self.widths().index_select(0, numbers)
-        particles = Particles(state.charges, widths, positions, graph.batch, numbers)
+        particles = Particles(state.charges, widths, positions, graph.batch, numbers, graph.positions.dtype)
         energies = long_range_energy("coulomb", particles, graph, k_cutoff, config.mesh_above)
         if config.dispersion:
             logarithms = self.log_dispersion.index_select(0, numbers) + self.dispersion(scalars).squeeze(1)
             amplitudes = torch.exp(logarithms.double()).unsqueeze(1)
             same = torch.full_like(widths, config.smallest_width)
-            particles = Particles(amplitudes, same, positions, graph.batch, torch.zeros_like(numbers))
+            particles = Particles(amplitudes, same, positions, graph.batch, torch.zeros_like(numbers), scalars.dtype)
             energies = energies + long_range_energy("dispersion", particles, graph, k_cutoff, config.mesh_above)
         return LongRange(energies, state)
 

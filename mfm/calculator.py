@@ -1,6 +1,6 @@
 """ASE calculator for mfm models: several levels of theory in one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["MFMCalculator"]
 
 _STATE_IN_INFO = ("charge", "spin", "multiplicity")
+_LONG_RANGE = ["charges", "dipole", "energy_long_range", "energy_short_range"]
 
 
 class MFMCalculator(Calculator):
@@ -27,7 +28,9 @@ class MFMCalculator(Calculator):
 
     After a calculation ``results`` holds ``energy``, ``free_energy`` (the same), ``forces`` and, with a cell that is
     periodic in all three directions, ``stress`` (Voigt order, ASE's sign), all at the chosen fidelity, and
-    ``energy_<fidelity>`` for every fidelity of the model.
+    ``energy_<fidelity>`` for every fidelity of the model. A model with a long-range part adds ``charges`` (e),
+    ``energy_long_range``, ``energy_short_range`` (eV) and, without periodicity, ``dipole`` (e Å, about the nuclear
+    charge centre).
 
     Parameters
     ----------
@@ -42,11 +45,15 @@ class MFMCalculator(Calculator):
         for vibrations and tight optimisations.
     skin : float, Å
         Neighbours are searched anew when an atom has moved more than half of it. It does not change the results.
+    electric_field : three float, V/Å, optional
+        A uniform field on a model with a long-range part: energies are then electric enthalpies E − P·F, and forces and
+        stress their derivatives.
 
     Raises
     ------
     ValueError
-        If the fidelity is unknown, or the model has several and none is named.
+        If the fidelity is unknown, the model has several and none is named, or a field is given to a model without
+        charges.
     """
 
     implemented_properties: list[str] = ["energy", "free_energy", "forces", "stress"]
@@ -58,6 +65,7 @@ class MFMCalculator(Calculator):
         device: str | None = None,
         dtype: str | None = None,
         skin: float = 0.5,
+        electric_field: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         # torch and torch_geometric take seconds to import: a script pays when it makes a calculator, not before
@@ -74,6 +82,13 @@ class MFMCalculator(Calculator):
         loaded = load_model(model, dtype=precision) if isinstance(model, str | Path) else model
         self._potential = Potential(loaded, torch.device(device), precision, skin)
         self._fidelity = self._choose(fidelity)
+        self._field = None if electric_field is None else [float(component) for component in electric_field]
+        if self._potential.has_long_range:
+            self.implemented_properties = [*self.implemented_properties, *_LONG_RANGE]
+        elif self._field is not None:
+            raise ValueError(
+                "`electric_field` acts on charges, which this model has not; train one with `model.long_range`"
+            )
 
     def _choose(self, fidelity: str | None) -> str:
         from mfm.potential import check_fidelity
@@ -133,14 +148,62 @@ class MFMCalculator(Calculator):
             )
         # energies alone need no backward pass; forces and stress share most of theirs
         wanted = (self.fidelity,) if {"forces", "stress"} & set(properties) else ()
-        prediction = self._potential.evaluate(structure, forces=wanted, stress=wanted if periodic else ())
+        isolated = not structure.pbc.any()
+        if "dipole" in properties and not isolated:
+            raise PropertyNotImplementedError(
+                f"the dipole of a periodic structure depends on the choice of its cell, got `pbc`"
+                f" {structure.pbc.tolist()} for {structure.formula}; see `born_effective_charges`"
+            )
+        extras = [name for name in _LONG_RANGE[:3] if isolated or name != "dipole"]
+        prediction = self._potential.evaluate(
+            structure,
+            forces=wanted,
+            stress=wanted if periodic else (),
+            quantities=(extras if self._potential.has_long_range else (), self.fidelity),
+            electric_field=self._field,
+        )
         energy = prediction.energies[self.fidelity]
+        self._keep(prediction.quantities, energy)
         self.results.update({f"energy_{name}": value for name, value in prediction.energies.items()})
         self.results.update(energy=energy, free_energy=energy)
         for name in wanted:
             self.results["forces"] = prediction.forces[name]
             if periodic:
                 self.results["stress"] = full_3x3_to_voigt_6_stress(prediction.stresses[name])
+
+    def _keep(self, quantities: Mapping[str, np.ndarray], energy: float) -> None:
+        if "charges" not in quantities:
+            return
+        far = float(quantities["energy_long_range"][0])
+        self.results.update(charges=quantities["charges"], energy_long_range=far, energy_short_range=energy - far)
+        if "dipole" in quantities:
+            self.results["dipole"] = quantities["dipole"][0]
+
+    def born_effective_charges(self, atoms: ase.Atoms | None = None) -> np.ndarray:
+        """Slopes of the polarisation with respect to the positions, from three backward passes.
+
+        Also called atomic polar tensors. In a molecule they are the derivatives of its dipole.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms, optional
+            By default the structure of the last calculation.
+
+        Returns
+        -------
+        (n_atoms, 3, 3), e
+            Rows are components of the polarisation, columns of the displacement.
+
+        Raises
+        ------
+        ValueError
+            If the model has no charges, or there is no structure yet.
+        """
+        if not self._potential.has_long_range:
+            raise ValueError("Born effective charges need charges, which this model has not; train `model.long_range`")
+        asked = (["born_effective_charges"], self.fidelity)
+        found = self._potential.evaluate(_structure(self._last(atoms)), quantities=asked).quantities
+        return found["born_effective_charges"]
 
     def gap(self, high: str, low: str, atoms: ase.Atoms | None = None) -> float:
         """Energy at one fidelity minus the energy at another, from one forward pass.

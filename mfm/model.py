@@ -16,6 +16,8 @@ from mfm.derivatives import differentiable, forces_and_stress
 from mfm.fidelity import LevelOfTheory
 from mfm.graph import AtomicGraph, Structure
 from mfm.heads.energy import EnergyHead, TaskConfig
+from mfm.longrange import LatentEwaldConfig, LongRange, LongRangeOfTasks
+from mfm.longrange.response import NEED_DIPOLES, QUANTITIES, field_energy, quantity
 from mfm.properties import parse_task
 
 __all__ = ["Domain", "MFMModel", "ModelConfig", "build_model", "evaluation_order"]
@@ -32,6 +34,8 @@ class ModelConfig(Config):
     """Energy tasks, such as ``energy_dft``, and how they are joined."""
     readout_channels: int = 64
     """Width of the hidden layer of an energy head."""
+    long_range: LatentEwaldConfig | None = None
+    """Energy beyond the cutoff, from charges; none if not given."""
 
     @pydantic.model_validator(mode="after")
     def _check_tasks(self) -> "ModelConfig":
@@ -164,6 +168,9 @@ class MFMModel(nn.Module):
                 if task.join == "conditioned"
             }
         )
+        self.long_range: LongRangeOfTasks | None = None
+        if config.long_range is not None:
+            self.long_range = LongRangeOfTasks(config.long_range, self.tasks, n_scalars, self.backbone.cutoff)
         # not a buffer: `.float()` would round it, and references must stay float64 until they are added
         self.references = self._reference_table()
 
@@ -210,36 +217,52 @@ class MFMModel(nn.Module):
         return next(self.parameters()).dtype
 
     def forward(
-        self, graph: AtomicGraph, tasks: Sequence[str] | None = None, derivatives: Sequence[str] = ()
+        self,
+        graph: AtomicGraph,
+        tasks: Sequence[str] | None = None,
+        derivatives: Sequence[str] = (),
+        quantities: Sequence[str] = (),
     ) -> dict[str, Tensor]:
         """Energies without their references, and derivatives.
 
         Parameters
         ----------
         graph : AtomicGraph
-            One structure or a batch, in the model's precision.
+            One structure or a batch, in the model's precision. With a field ``electric_field`` (n_structures, 3), V/Å,
+            energies are electric enthalpies E − P·F, and derivatives follow.
         tasks : sequence of str, optional
             Energies wanted, by default all.
         derivatives : sequence of str
             Tasks such as ``forces_dft`` and ``stress_dft``. In training mode they can be differentiated again.
+        quantities : sequence of str
+            What the long-range part knows, such as ``charges_dft``; see :func:`mfm.longrange.response.quantity`.
 
         Returns
         -------
         dict
-            Task → energies (n_structures,) eV, forces (n_atoms, 3) eV/Å, stress (n_structures, 3, 3) eV/Å³.
+            Task → energies (n_structures,) eV, forces (n_atoms, 3) eV/Å, stress (n_structures, 3, 3) eV/Å³; and the
+            quantities.
 
         Raises
         ------
         ValueError
-            If the model does not have a task.
+            If the model does not have a task or a quantity, or no charges that a field could act on.
         """
         energy_names = self._check(self.tasks if tasks is None else tasks, derivatives)
+        asked = self._split(quantities)
+        energy_names += [f"energy_{fidelity}" for _, fidelity in asked.values()]
         with_strain = any(parse_task(name).property == "stress" for name in derivatives)
         strain = None
-        if derivatives:
+        if derivatives or any(kind == "born_effective_charges" for kind, _ in asked.values()):
             graph, strain = differentiable(graph, with_strain)
-        energies = self._energies(graph, energy_names)
+        has_field = graph.get("electric_field") is not None
+        if has_field and self.long_range is None:
+            raise ValueError("an electric field acts on charges, which this model has not; train it with `long_range`")
+        with_dipoles = has_field or any(kind in NEED_DIPOLES for kind, _ in asked.values())
+        energies, far = self._energies(graph, energy_names, with_dipoles)
         outputs = {name: energies[name] for name in (self.tasks if tasks is None else tasks)}
+        for name, (kind, fidelity) in asked.items():
+            outputs[name] = quantity(kind, far[f"energy_{fidelity}"], graph)
         wanted = {parse_task(name).fidelity for name in derivatives}
         for position, fidelity in enumerate(sorted(wanted)):
             forces, stress = forces_and_stress(
@@ -251,14 +274,18 @@ class MFMModel(nn.Module):
         return outputs
 
     def predict(
-        self, graph: AtomicGraph, tasks: Sequence[str] | None = None, derivatives: Sequence[str] = ()
+        self,
+        graph: AtomicGraph,
+        tasks: Sequence[str] | None = None,
+        derivatives: Sequence[str] = (),
+        quantities: Sequence[str] = (),
     ) -> dict[str, Tensor]:
         """As :meth:`forward`, with total energies in float64 and everything detached."""
         training = self.training
         if training:  # switching walks through every module, which costs as much as a small molecule
             self.eval()
         try:
-            outputs = {name: value.detach() for name, value in self(graph, tasks, derivatives).items()}
+            outputs = {name: value.detach() for name, value in self(graph, tasks, derivatives, quantities).items()}
         finally:
             if training:
                 self.train()
@@ -286,7 +313,20 @@ class MFMModel(nn.Module):
             raise ValueError(f"this model has tasks {', '.join(self.tasks)}, got `{unknown[0]}`")
         return needed
 
-    def _energies(self, graph: AtomicGraph, names: Sequence[str]) -> dict[str, Tensor]:
+    def _split(self, quantities: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Quantity and fidelity of each name."""
+        known = {f"{kind}_{f}": (kind, f) for kind in QUANTITIES for f in self.fidelities} if self.long_range else {}
+        for name in quantities:
+            if name not in known:
+                raise ValueError(
+                    f"this model has quantities {', '.join(known) or '(no long-range part)'}, got `{name}`"
+                )
+        return {name: known[name] for name in quantities}
+
+    def _energies(
+        self, graph: AtomicGraph, names: Sequence[str], with_dipoles: bool
+    ) -> tuple[dict[str, Tensor], dict[str, LongRange]]:
+        """Energies of the tasks named and of those they build on, and their long-range parts."""
         needed = set(names)
         for name in reversed(self.order):
             anchor = self.config.tasks[name].anchor
@@ -294,6 +334,7 @@ class MFMModel(nn.Module):
                 needed.add(anchor)
         shared: Features | None = None
         atomic: dict[str, Tensor] = {}
+        far: dict[str, LongRange] = {}
         for name in self.order:
             if name not in needed:
                 continue
@@ -301,14 +342,22 @@ class MFMModel(nn.Module):
             if task.conditioned is not None:
                 features = self.backbone(graph, condition=self.conditions[name])
                 atomic[name] = self.heads[task.conditioned](features.scalars)
+                if self.long_range is not None:
+                    far |= self.long_range(features.scalars, graph, [name], with_dipoles)
                 continue
             shared = self.backbone(graph) if shared is None else shared
             value = self.heads[name](shared.scalars)
             atomic[name] = value if task.anchor is None else value + atomic[task.anchor]
-        return {
-            name: value.new_zeros(graph.n_structures).index_add(0, graph.batch, value) * self.domain.scale
-            for name, value in atomic.items()
-        }
+        if self.long_range is not None and shared is not None:
+            rest = [name for name in atomic if name not in far]
+            far |= self.long_range(shared.scalars, graph, rest, with_dipoles)
+        energies = {}
+        for name, value in atomic.items():
+            energy = value.new_zeros(graph.n_structures).index_add(0, graph.batch, value) * self.domain.scale
+            if name in far:
+                energy = energy + (far[name].energies - field_energy(far[name].state, graph)).to(energy.dtype)
+            energies[name] = energy
+        return energies, far
 
 
 def build_model(config: ModelConfig, domain: Domain, seed: int, dtype: torch.dtype = torch.float32) -> MFMModel:

@@ -14,6 +14,9 @@ from mfm.model import MFMModel, build_model
 
 __all__ = ["Potential", "Prediction", "SkinNeighbours", "check_fidelity"]
 
+_BREATHING = 0.1
+"""Relative change of a cell vector's length up to which a mesh is kept."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -25,6 +28,8 @@ class Prediction:
     """(n_atoms, 3), eV/Å, of the fidelities asked for."""
     stresses: Mapping[str, np.ndarray]
     """(3, 3), eV/Å^3, of the fidelities asked for, if the structure is periodic in all three directions."""
+    quantities: Mapping[str, np.ndarray]
+    """What else was asked for, by :data:`mfm.longrange.response.QUANTITIES`, at the fidelity asked for."""
 
 
 def check_fidelity(name: str, known: Sequence[str]) -> str:
@@ -115,19 +120,36 @@ class Potential:
         self.model.to(device=device).eval().requires_grad_(False)
         self.device = device
         self.neighbours = SkinNeighbours(model.cutoff, skin)
+        self._cell = np.zeros((3, 3))
 
     @property
     def fidelities(self) -> list[str]:
         """Fidelities of the model."""
         return list(self.model.fidelities)
 
-    def evaluate(self, structure: Structure, forces: Sequence[str] = (), stress: Sequence[str] = ()) -> Prediction:
+    @property
+    def has_long_range(self) -> bool:
+        """Whether the model has charges and a long-range energy."""
+        return self.model.long_range is not None
+
+    def evaluate(
+        self,
+        structure: Structure,
+        forces: Sequence[str] = (),
+        stress: Sequence[str] = (),
+        quantities: tuple[Sequence[str], str] = ((), ""),
+        electric_field: Sequence[float] | None = None,
+    ) -> Prediction:
         """Energies of all fidelities from one forward pass; derivatives of those named.
 
         Parameters
         ----------
         forces, stress : sequence of str
             Fidelities whose forces and stress to compute. Each costs a backward pass.
+        quantities : (names, fidelity)
+            What else to return, such as ``charges``, and at which fidelity.
+        electric_field : three float, V/Å, optional
+            A uniform field; energies are then electric enthalpies.
 
         Raises
         ------
@@ -144,13 +166,29 @@ class Potential:
         graph = build_graph(
             structure, self.model.cutoff, dtype=self.model.dtype, neighbours=self.neighbours(structure)
         ).to(self.device)
+        if electric_field is not None:
+            graph.electric_field = torch.tensor([list(electric_field)], dtype=torch.float64, device=self.device)
+        if self.has_long_range and structure.pbc.any():
+            graph.reference_cell = torch.as_tensor(self._reference_cell(structure))[None].to(self.device)
         tasks = [f"energy_{fidelity}" for fidelity in self.fidelities]
         derivatives = [f"forces_{fidelity}" for fidelity in forces] + [f"stress_{fidelity}" for fidelity in stress]
-        with torch.set_grad_enabled(bool(derivatives)):
-            outputs = self.model.predict(graph, tasks=tasks, derivatives=derivatives)
+        extras = [f"{name}_{quantities[1]}" for name in quantities[0]]
+        with torch.set_grad_enabled(bool(derivatives) or "born_effective_charges" in quantities[0]):
+            outputs = self.model.predict(graph, tasks=tasks, derivatives=derivatives, quantities=extras)
         values = {name: value.detach().cpu().double().numpy() for name, value in outputs.items()}
         return Prediction(
             energies={fidelity: float(values[f"energy_{fidelity}"][0]) for fidelity in self.fidelities},
             forces={fidelity: values[f"forces_{fidelity}"] for fidelity in forces},
             stresses={fidelity: values[f"stress_{fidelity}"][0] for fidelity in stress},
+            quantities={name: values[f"{name}_{quantities[1]}"] for name in quantities[0]},
         )
+
+    def _reference_cell(self, structure: Structure) -> np.ndarray:
+        """Cell whose mesh is used: that of an earlier call as long as the cell just breathes.
+
+        Energies of a run at constant pressure then do not jump where the mesh would change.
+        """
+        new, old = (np.linalg.norm(cell, axis=1) for cell in (structure.cell, self._cell))
+        if not np.allclose(new, old, rtol=_BREATHING, atol=0.0):
+            self._cell = structure.cell
+        return self._cell

@@ -5,13 +5,17 @@ import torch
 from mfm.backbones import GauntConfig
 from mfm.fidelity import LevelOfTheory
 from mfm.heads.energy import TaskConfig
+from mfm.longrange import LatentEwaldConfig
 from mfm.model import Domain, MFMModel, ModelConfig, build_model
 
 CUTOFF = 4.0
 
 
 def tiny_model(
-    tasks: dict[str, TaskConfig] | None = None, dtype: torch.dtype = torch.float64, seed: int = 0
+    tasks: dict[str, TaskConfig] | None = None,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    long_range: LatentEwaldConfig | None = None,
 ) -> MFMModel:
     """Hydrogen, carbon, oxygen at `dft` and, anchored to it, `ccsdt`; the correction is made non-zero."""
     backbone = GauntConfig(
@@ -35,10 +39,12 @@ def tiny_model(
         multiplicities=(1, 2),
     )
     chosen = tasks or {"energy_dft": TaskConfig(), "energy_ccsdt": TaskConfig(anchor="energy_dft")}
-    model = build_model(ModelConfig(backbone=backbone, tasks=chosen, readout_channels=8), domain, seed, dtype)
+    config = ModelConfig(backbone=backbone, tasks=chosen, readout_channels=8, long_range=long_range)
+    model = build_model(config, domain, seed, dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.heads.parameters():
+        parts = [model.heads] if model.long_range is None else [model.heads, model.long_range]
+        for parameter in (parameter for part in parts for parameter in part.parameters()):
             # heads that start at zero would make two fidelities alike
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(0.1 * noise.to(dtype))

@@ -14,7 +14,7 @@ from mfm.training.ema import WeightAverage
 from mfm.training.recipe import OptimizerConfig
 from mfm.training.schedule import Budget, Clock, learning_rate_factor
 
-__all__ = ["StageModule", "TrainingBatch", "build_optimizer"]
+__all__ = ["StageModule", "Targets", "TrainingBatch", "build_optimizer"]
 
 Losses = Callable[[Mapping[str, Tensor], AtomicGraph], tuple[Tensor, Mapping[str, LossTerm]]]
 """From a model's outputs and a batch to what is minimised, and the terms of it to report."""
@@ -49,14 +49,22 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, learning_rate: fl
     )
 
 
+class Targets(NamedTuple):
+    """What a stage asks its model for."""
+
+    tasks: Sequence[str]
+    derivatives: Sequence[str]
+    quantities: Sequence[str] = ()
+
+
 class StageModule(lightning.LightningModule):
     """Steps of one stage. The learning rate is a function of the spent budget, so it holds no state.
 
     Parameters
     ----------
     model : nn.Module
-        Called as ``model(graph, tasks, derivatives)``.
-    targets : (tasks, derivatives)
+        Called as ``model(graph, tasks, derivatives, quantities)``.
+    targets : Targets
         What the model is asked for.
     losses : callable
     optimizer : torch.optim.Optimizer
@@ -69,7 +77,7 @@ class StageModule(lightning.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        targets: tuple[Sequence[str], Sequence[str]],
+        targets: Targets,
         losses: Losses,
         optimizer: torch.optim.Optimizer,
         config: OptimizerConfig,
@@ -84,7 +92,7 @@ class StageModule(lightning.LightningModule):
         self.model = model
         self.clock = clock
         self.average = average
-        self._tasks, self._derivatives = targets
+        self._targets = targets
         self._losses = losses
         self._optimizer = optimizer
         self._peak = [group["lr"] for group in optimizer.param_groups]
@@ -106,7 +114,7 @@ class StageModule(lightning.LightningModule):
         factor = learning_rate_factor(self.progress(), self.clock.step, self._config.warmup_steps)
         for group, peak in zip(self._optimizer.param_groups, self._peak, strict=True):
             group["lr"] = peak * factor
-        loss, terms = self._losses(self.model(batch.graph, self._tasks, self._derivatives), batch.graph)
+        loss, terms = self._losses(self.model(batch.graph, *self._targets), batch.graph)
         self._optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
         norm = self._clip()

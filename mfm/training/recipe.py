@@ -72,6 +72,8 @@ class OptimizerConfig(Config):
     """Decay of the weight average."""
     condition_penalty: float = pydantic.Field(1e-3, ge=0)
     """Weight of the squared terms that set a ``conditioned`` task apart from its base."""
+    charge_penalty: float = pydantic.Field(1e-2, ge=0)
+    """Weight of the squared charge that atoms' own charges lack to the total charge, if ``long_range.own_charges``."""
 
 
 class StageConfig(Config):

@@ -4,7 +4,7 @@ import contextlib
 import fnmatch
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import lightning
@@ -22,8 +22,8 @@ from mfm.properties import parse_task
 from mfm.training.callbacks import Interruption, StageCallback
 from mfm.training.data import RunData, StageBatches, stage_derivatives, stage_sampler
 from mfm.training.ema import WeightAverage
-from mfm.training.module import StageModule, build_optimizer
-from mfm.training.recipe import RunConfig, StageConfig
+from mfm.training.module import StageModule, Targets, build_optimizer
+from mfm.training.recipe import OptimizerConfig, RunConfig, StageConfig
 from mfm.training.resume import TrainingState, restore_random_state
 from mfm.training.schedule import Clock
 
@@ -93,8 +93,9 @@ def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, 
     dataset = GraphDataset(store, model.cutoff, [*tasks, *derivatives], model.domain.references, model.dtype)
     # another order in each stage
     sampler = stage_sampler(store, tasks, config.batch, seed=config.seed + 1000 * number)
-    losses = _losses(model, config.optimizer.condition_penalty)
-    module = StageModule(model, (tasks, derivatives), losses, optimizer, config.optimizer, stage.budget, average, clock)
+    losses = _losses(model, config.optimizer)
+    targets = Targets(tasks, derivatives, _residuals(model, tasks))
+    module = StageModule(model, targets, losses, optimizer, config.optimizer, stage.budget, average, clock)
     module.stage_name = stage.name
     if state is not None:
         # after the module has seen the peak learning rate, which the saved groups do not hold
@@ -112,16 +113,31 @@ def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, 
     return Stage(stage, module, optimizer, average, clock, batches, _validator(model, data, tasks, average))
 
 
+def _residuals(model: MFMModel, tasks: Sequence[str]) -> list[str]:
+    """Charge residuals that are to be kept small: one, or one per fidelity if each has its own charges."""
+    config = model.config.long_range
+    if config is None or not config.own_charges:
+        return []
+    names = [f"charge_residual_{parse_task(task).fidelity}" for task in tasks]
+    return names if config.fidelities == "own" else names[:1]
+
+
 def _losses(
-    model: MFMModel, penalty: float
+    model: MFMModel, config: OptimizerConfig
 ) -> Callable[[Mapping[str, Tensor], AtomicGraph], tuple[Tensor, Mapping[str, LossTerm]]]:
     tasks, scale = model.config.tasks, model.domain.scale
     conditioned = any(task.join == "conditioned" for task in tasks.values())
 
     def losses(outputs: Mapping[str, Tensor], graph: AtomicGraph) -> tuple[Tensor, Mapping[str, LossTerm]]:
-        terms = loss_terms(outputs, graph, tasks, scale)
+        residuals = [value for name, value in outputs.items() if name.startswith("charge_residual_")]
+        labelled = {name: value for name, value in outputs.items() if not name.startswith("charge_residual_")}
+        terms = loss_terms(labelled, graph, tasks, scale)
         total = combine(terms)
-        return (total + penalty * model.condition_penalty() if conditioned else total), terms
+        if conditioned:
+            total = total + config.condition_penalty * model.condition_penalty()
+        for residual in residuals:
+            total = total + config.charge_penalty * residual.square().mean().to(total.dtype)
+        return total, terms
 
     return losses
 

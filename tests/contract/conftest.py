@@ -8,6 +8,7 @@ from mfm.backbones import BACKBONES
 from mfm.config import Config
 from mfm.fidelity import LevelOfTheory
 from mfm.graph import Structure
+from mfm.longrange import LatentEwaldConfig
 from mfm.model import Domain, MFMModel, ModelConfig, build_model
 
 JOINS = {
@@ -15,10 +16,16 @@ JOINS = {
     "anchor": {"energy_low": {}, "energy_high": {"anchor": "energy_low"}},
     "conditioned": {"energy_low": {}, "energy_high": {"conditioned": "energy_low"}},
 }
+LONG_RANGE = {
+    "local": None,
+    "shared": LatentEwaldConfig(smallest_width=1.2),
+    "scaled-ions": LatentEwaldConfig(fidelities="scaled", own_charges=True, smallest_width=1.2),
+    "own-dispersion": LatentEwaldConfig(fidelities="own", n_channels=2, dispersion=True, smallest_width=1.2),
+}
 DTYPE = torch.float64
 
 
-def make_model(backbone: type[Config], join: str, seed: int = 1) -> MFMModel:
+def make_model(backbone: type[Config], join: str, seed: int = 1, long_range: str = "local") -> MFMModel:
     """Small model whose weights are all random, those that start at zero included."""
     domain = Domain(
         references={
@@ -31,7 +38,7 @@ def make_model(backbone: type[Config], join: str, seed: int = 1) -> MFMModel:
         charges=(-1, 0, 1),
         multiplicities=(1, 2, 3),
     )
-    config = ModelConfig(backbone=backbone(cutoff=4.0), tasks=JOINS[join])
+    config = ModelConfig(backbone=backbone(cutoff=4.0), tasks=JOINS[join], long_range=LONG_RANGE[long_range])
     model = build_model(config, domain, seed=seed, dtype=DTYPE)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -47,10 +54,16 @@ def backbone(request: pytest.FixtureRequest) -> type[Config]:
     return next(config for config in BACKBONES if config.model_fields["name"].default == request.param)
 
 
-@pytest.fixture(params=list(JOINS))
+@pytest.fixture(
+    params=[
+        ("independent", "local"), ("anchor", "local"), ("conditioned", "local"),
+        ("anchor", "shared"), ("independent", "scaled-ions"), ("conditioned", "own-dispersion"),
+    ],
+    ids="-".join,
+)  # fmt: skip
 def model(backbone: type[Config], request: pytest.FixtureRequest) -> MFMModel:
-    """Each backbone with each way to join fidelities."""
-    return make_model(backbone, request.param)
+    """Each backbone with each way to join fidelities, with and without a long-range part."""
+    return make_model(backbone, request.param[0], long_range=request.param[1])
 
 
 @pytest.fixture

@@ -1,0 +1,238 @@
+"""Charges are conserved in total and between fragments; fields, dipoles and Born charges follow from them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mfm.backbones import GauntConfig
+from mfm.config import Config
+from mfm.fidelity import LevelOfTheory
+from mfm.graph import AtomicGraph, Structure, build_graph, collate
+from mfm.longrange import LatentEwaldConfig
+from mfm.model import Domain, MFMModel, ModelConfig, build_model
+
+CUTOFF = 4.0
+
+
+def make(own_charges: bool = False, **options: object) -> MFMModel:
+    elements = {1: -1.0, 6: -2.0, 7: -2.5, 8: -3.0, 11: -4.0, 17: -5.0}
+    domain = Domain(
+        references={"low": elements, "high": elements},
+        levels={name: LevelOfTheory(name) for name in ("low", "high")},
+        charges=(-1, 0, 1, 2),
+        multiplicities=(1, 2, 3),
+    )
+    config = ModelConfig(
+        backbone=GauntConfig(cutoff=CUTOFF, n_channels=16, n_product_channels=16, n_layers=2),
+        tasks={"energy_low": {}, "energy_high": {"anchor": "energy_low"}},
+        long_range=LatentEwaldConfig(own_charges=own_charges, **options),
+    )
+    model = build_model(config, domain, seed=3, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model.eval()
+
+
+def graph_of(structure: Structure, **fields: Tensor) -> AtomicGraph:
+    graph = build_graph(structure, CUTOFF, dtype=torch.float64)
+    for name, value in fields.items():
+        graph[name] = value
+    return graph
+
+
+WATER = Structure(np.array([8, 1, 1]), np.array([[0.0, 0.0, 0.1], [0.8, 0.0, 0.7], [-0.7, 0.1, 0.7]]))
+METHANOL = Structure(
+    np.array([6, 8, 1, 1, 1, 1]),
+    np.array(
+        [[0.0, 0.0, 0.0], [1.4, 0.0, 0.1], [1.7, 0.9, 0.0], [-0.4, 1.0, 0.0], [-0.4, -0.5, 0.9], [-0.4, -0.5, -0.9]]
+    ),
+)
+
+
+def ice(scale: int = 1) -> Structure:
+    generator = np.random.default_rng(1)
+    cell = np.array([[4.4, 0.0, 0.0], [0.3, 4.2, 0.0], [-0.2, 0.4, 4.6]])
+    positions = np.concatenate([WATER.positions, WATER.positions[:, [1, 2, 0]] + [2.2, 2.1, 2.3]])
+    positions = positions + 0.05 * generator.standard_normal(positions.shape)
+    shifts = np.arange(scale)[:, None] * cell[0]
+    return Structure(
+        np.tile(np.tile(WATER.atomic_numbers, 2), scale),
+        (positions[None] + shifts[:, None]).reshape(-1, 3),
+        cell * [[scale], [1], [1]],
+        np.ones(3, dtype=bool),
+    )
+
+
+def beside(one: Structure, other: Structure, distance: float, charge: int = 0) -> Structure:
+    return Structure(
+        np.concatenate([one.atomic_numbers, other.atomic_numbers]),
+        np.concatenate([one.positions, other.positions + np.array([distance, 0.0, 0.0])]),
+        charge=charge,
+    )
+
+
+def charges(model: MFMModel, structure: Structure) -> np.ndarray:
+    return model.predict(graph_of(structure), quantities=["charges_low"])["charges_low"].numpy()
+
+
+@pytest.mark.parametrize("own_charges", [False, True])
+def test_charges_add_up_to_the_total_charge(own_charges: bool) -> None:
+    model = make(own_charges, n_channels=2)
+    structures = [WATER, dataclasses.replace(METHANOL, charge=1, multiplicity=2), ice()]
+    graph = collate([graph_of(structure) for structure in structures])
+    found = model.predict(graph, quantities=["charges_low", "charges_high"])
+    for name in ("charges_low", "charges_high"):
+        total = torch.zeros(3, dtype=torch.float64).index_add(0, graph.batch, found[name])
+        torch.testing.assert_close(total, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-12)
+        assert found[name].abs().max() > 1e-3
+
+
+def test_float32_charges_add_up_too() -> None:
+    model = make().float()
+    graph = build_graph(dataclasses.replace(METHANOL, charge=-1, multiplicity=2), CUTOFF)
+    assert float(model.predict(graph, quantities=["charges_low"])["charges_low"].sum()) == pytest.approx(
+        -1.0, abs=1e-12
+    )
+
+
+def test_neutral_fragments_keep_their_charges_exactly() -> None:
+    """Not so where only the total is conserved: the shares would carry one fragment's residual to the other."""
+    model = make()
+    both = charges(model, beside(WATER, METHANOL, 20.0))
+    np.testing.assert_allclose(both[:3], charges(model, WATER), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(both[3:], charges(model, METHANOL), rtol=0, atol=1e-14)
+
+
+def test_equal_ions_keep_their_charges() -> None:
+    model = make()
+    ion = dataclasses.replace(WATER, charge=1, multiplicity=2)
+    pair = dataclasses.replace(beside(WATER, WATER, 20.0, charge=2), multiplicity=3)
+    np.testing.assert_allclose(charges(model, pair), np.tile(charges(model, ion), 2), rtol=0, atol=1e-12)
+
+
+def test_distant_ions_of_opposite_charge_keep_their_own_once_trained() -> None:
+    """Fitted on single ions and on a pair in contact, asked about the pair at 20 Å."""
+    model = make(own_charges=True)
+    sodium = Structure(np.array([11, 1]), np.array([[0.0, 0.0, 0.0], [1.9, 0.0, 0.0]]), charge=1)
+    chloride = Structure(np.array([17, 8]), np.array([[0.0, 0.0, 0.0], [1.7, 0.0, 0.0]]), charge=-1)
+    batch = collate([graph_of(s) for s in (sodium, chloride, beside(sodium, chloride, 6.0))])
+    state = model.long_range.owners["all"].state
+    optimizer = torch.optim.Adam(state.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model(batch, quantities=["charge_residual_low"])["charge_residual_low"].square().sum().backward()
+        optimizer.step()
+    far = charges(model, beside(sodium, chloride, 20.0))
+    assert far[:2].sum() == pytest.approx(1.0, abs=0.02)
+    assert far[2:].sum() == pytest.approx(-1.0, abs=0.02)
+    expected = -14.3996454784 / (19.9)
+    energies = [
+        float(model.predict(graph_of(s), quantities=["energy_long_range_low"])["energy_long_range_low"])
+        for s in (beside(sodium, chloride, 20.0), beside(sodium, chloride, 40.0))
+    ]
+    assert energies[0] - energies[1] == pytest.approx(expected / 2.0, rel=0.05)
+
+
+def test_dipole_is_that_of_the_charges_and_ignores_where_a_neutral_molecule_is() -> None:
+    model = make()
+    for structure in (METHANOL, dataclasses.replace(METHANOL, charge=1, multiplicity=2)):
+        found = model.predict(graph_of(structure), quantities=["dipole_low"])["dipole_low"][0].numpy()
+        numbers = structure.atomic_numbers
+        centre = numbers @ structure.positions / numbers.sum()
+        np.testing.assert_allclose(found, charges(model, structure) @ (structure.positions - centre), atol=1e-12)
+    assert np.isnan(model.predict(graph_of(ice()), quantities=["dipole_low"])["dipole_low"].numpy()).all()
+
+
+@pytest.mark.parametrize("structure", [METHANOL, ice()], ids=["molecule", "crystal"])
+def test_born_effective_charges_are_slopes_of_the_polarisation(structure: Structure) -> None:
+    model = make()
+    name = "born_effective_charges_low"
+    found = model.predict(graph_of(structure), quantities=[name])[name].numpy()
+    np.testing.assert_allclose(found.sum(axis=0), 0.0, atol=1e-10)
+    if structure.pbc.any():
+        twice = model.predict(graph_of(ice(2)), quantities=[name])[name].numpy()
+        np.testing.assert_allclose(twice, np.tile(found, (2, 1, 1)), rtol=0, atol=1e-12)
+        return
+    step = 1e-4
+    for atom, axis in ((0, 0), (1, 2), (3, 1)):
+        moments = []
+        for sign in (1.0, -1.0):
+            positions = structure.positions.copy()
+            positions[atom, axis] += sign * step
+            moved = dataclasses.replace(structure, positions=positions)
+            moments.append(charges(model, moved) @ positions)
+        np.testing.assert_allclose(found[atom, :, axis], (moments[0] - moments[1]) / (2 * step), atol=1e-7)
+
+
+@pytest.mark.parametrize("structure", [METHANOL, ice()], ids=["molecule", "crystal"])
+def test_a_field_gives_an_enthalpy_with_its_own_forces(structure: Structure) -> None:
+    """F_i = −∂(E − P·F)/∂r_i, which is the force without the field plus Z_i·F."""
+    model = make()
+    field = torch.tensor([[0.05, -0.1, 0.2]], dtype=torch.float64)
+
+    def evaluate(moved: Structure, with_field: bool) -> dict[str, np.ndarray]:
+        graph = graph_of(moved, electric_field=field) if with_field else graph_of(moved)
+        found = model.predict(graph, derivatives=["forces_low"], quantities=["born_effective_charges_low"])
+        return {name: value.numpy() for name, value in found.items()}
+
+    alone, polarised = evaluate(structure, False), evaluate(structure, True)
+    extra = np.einsum("iab,a->ib", alone["born_effective_charges_low"], field[0].numpy())
+    np.testing.assert_allclose(polarised["forces_low"], alone["forces_low"] + extra, atol=1e-10)
+    if not structure.pbc.any():
+        moment = model.predict(graph_of(structure), quantities=["dipole_low"])["dipole_low"][0]
+        assert polarised["energy_low"][0] == pytest.approx(alone["energy_low"][0] - float(moment @ field[0]), abs=1e-10)
+    step = 1e-4
+    energies = []
+    for sign in (1.0, -1.0):
+        positions = structure.positions.copy()
+        positions[1, 2] += sign * step
+        energies.append(evaluate(dataclasses.replace(structure, positions=positions), True)["energy_low"][0])
+    assert polarised["forces_low"][1, 2] == pytest.approx(-(energies[0] - energies[1]) / (2 * step), abs=1e-6)
+
+
+def test_fidelities_share_scale_or_own_their_charges() -> None:
+    names = ["charges_low", "charges_high"]
+    shared, scaled, own = (
+        make(fidelities=kind).predict(graph_of(METHANOL), quantities=names) for kind in ("shared", "scaled", "own")
+    )
+    torch.testing.assert_close(shared["charges_low"], shared["charges_high"], rtol=0, atol=0)
+    ratio = scaled["charges_high"] / scaled["charges_low"]
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+    assert abs(float(ratio[0]) - 1.0) > 1e-3
+    ratio = own["charges_high"] / own["charges_low"]
+    assert float(ratio.std()) > 1e-3
+
+
+def test_the_long_range_part_of_distant_molecules_is_that_of_their_dipoles() -> None:
+    model = make()
+    name = "energy_long_range_low"
+
+    def far(structure: Structure) -> float:
+        return float(model.predict(graph_of(structure), quantities=[name])[name])
+
+    one, other = (
+        model.predict(graph_of(s), quantities=["dipole_low"])["dipole_low"][0].numpy() for s in (WATER, METHANOL)
+    )
+    distance = 1000.0
+    found = far(beside(WATER, METHANOL, distance)) - far(WATER) - far(METHANOL)
+    expected = 14.3996454784 * (one @ other - 3 * one[0] * other[0]) / distance**3
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+def test_requests_that_cannot_be_met() -> None:
+    with pytest.raises(ValueError, match=r"this model has quantities charges_low, .*got `charges_dft`"):
+        make().predict(graph_of(WATER), quantities=["charges_dft"])
+    local: dict[str, Config] = {"long_range": None}  # type: ignore[dict-item]
+    model = make()
+    bare = build_model(model.config.model_copy(update=local), model.domain, seed=0, dtype=torch.float64)
+    with pytest.raises(ValueError, match="no long-range part"):
+        bare.predict(graph_of(WATER), quantities=["charges_low"])
+    with pytest.raises(ValueError, match="an electric field acts on charges, which this model has not"):
+        bare.predict(graph_of(WATER, electric_field=torch.zeros(1, 3)))
+    with pytest.raises(ValueError, match=r"`smallest_width` must be below `largest_width`, got 2\.0 and 1\.5"):
+        LatentEwaldConfig(smallest_width=2.0, largest_width=1.5)

@@ -1,0 +1,137 @@
+"""Charges, dipoles, fields and meshes through the ASE calculator."""
+
+from pathlib import Path
+
+import ase
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.calculators.calculator import PropertyNotImplementedError
+
+from mfm import MFMCalculator
+from mfm.checkpoint import save_checkpoint
+from mfm.longrange import LatentEwaldConfig
+from mfm.model import MFMModel
+from tests.tiny import tiny_model
+
+
+def long_range_model(**options: object) -> MFMModel:
+    return tiny_model(long_range=LatentEwaldConfig(**options))
+
+
+def make(field: tuple[float, float, float] | None = None, **options: object) -> MFMCalculator:
+    return MFMCalculator(long_range_model(**options), fidelity="ccsdt", device="cpu", electric_field=field)
+
+
+def ethanol(seed: int = 0) -> ase.Atoms:
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=seed)
+    return atoms
+
+
+def test_a_checkpoint_brings_its_charges_back(tmp_path: Path) -> None:
+    path = tmp_path / "model.mfm"
+    save_checkpoint(path, long_range_model(own_charges=True, fidelities="scaled", dispersion=True))
+    atoms, twin = ethanol(), ethanol()
+    atoms.calc = MFMCalculator(path, fidelity="dft", device="cpu")
+    twin.calc = MFMCalculator(
+        long_range_model(own_charges=True, fidelities="scaled", dispersion=True), fidelity="dft", device="cpu"
+    )
+    np.testing.assert_array_equal(atoms.get_forces(), twin.get_forces())
+    np.testing.assert_array_equal(atoms.get_charges(), twin.get_charges())
+
+
+def test_results_hold_charges_dipole_and_both_parts_of_the_energy() -> None:
+    atoms = ethanol()
+    atoms.calc = make()
+    total = atoms.get_potential_energy()
+    results = atoms.calc.results
+    assert results["charges"].sum() == pytest.approx(0.0, abs=1e-12)
+    assert np.abs(results["charges"]).max() > 1e-4
+    np.testing.assert_allclose(atoms.get_dipole_moment(), results["charges"] @ atoms.positions, atol=1e-12)
+    assert results["energy_short_range"] + results["energy_long_range"] == pytest.approx(total, abs=1e-9)
+    assert abs(results["energy_long_range"]) > 1e-6
+
+
+def test_born_effective_charges_are_slopes_of_the_dipole() -> None:
+    atoms = ethanol()
+    atoms.calc = make()
+    found = atoms.calc.born_effective_charges(atoms)
+    np.testing.assert_allclose(found.sum(axis=0), 0.0, atol=1e-10)
+    step, moments = 1e-4, []
+    for sign in (1.0, -1.0):
+        moved = atoms.copy()
+        moved.positions[3, 1] += sign * step
+        moved.calc = atoms.calc
+        moments.append(moved.get_dipole_moment())
+    np.testing.assert_allclose(found[3, :, 1], (moments[0] - moments[1]) / (2 * step), atol=1e-7)
+
+
+def test_a_field_turns_energies_into_enthalpies() -> None:
+    plain, polarised = ethanol(), ethanol()
+    field = np.array([0.1, 0.0, -0.2])
+    plain.calc, polarised.calc = make(), make(tuple(field))
+    difference = polarised.get_potential_energy() - plain.get_potential_energy()
+    assert difference == pytest.approx(-plain.get_dipole_moment() @ field, abs=1e-9)
+    slopes = np.einsum("iab,a->ib", plain.calc.born_effective_charges(), field)
+    np.testing.assert_allclose(polarised.get_forces() - plain.get_forces(), slopes, atol=1e-9)
+
+
+@pytest.mark.parametrize("mesh_above", [1000, 0], ids=["exact", "mesh"])
+def test_stress_holds_the_long_range_part(mesh_above: int) -> None:
+    atoms = bulk("C", cubic=True)
+    atoms.set_cell(atoms.cell.array + 0.1 * np.arange(9).reshape(3, 3), scale_atoms=True)
+    atoms.rattle(0.05, seed=1)
+    atoms.calc = make(mesh_above=mesh_above)
+    stress = atoms.get_stress(voigt=False)
+    assert "dipole" not in atoms.calc.results
+    assert abs(atoms.calc.results["energy_long_range"]) > 1e-4
+    strain, energies = np.array([[1.0, 0.3, 0.0], [0.3, -0.5, 0.2], [0.0, 0.2, 0.4]]), []
+    for sign in (1.0, -1.0):
+        moved = atoms.copy()
+        moved.set_cell(atoms.cell.array @ (np.eye(3) + sign * 1e-4 * strain), scale_atoms=True)
+        moved.calc = atoms.calc
+        energies.append(moved.get_potential_energy())
+    slope = (energies[0] - energies[1]) / 2e-4 / atoms.get_volume()
+    assert float((stress * strain).sum()) == pytest.approx(slope, abs=1e-6)
+
+
+def test_the_mesh_is_kept_while_a_cell_breathes_and_renewed_when_it_is_another() -> None:
+    """Scanned over a change of the mesh: 2.5 % steps of a cell in which the number of points would change."""
+    calculator = make(mesh_above=0)
+    atoms = bulk("C", cubic=True).repeat((2, 1, 1))
+    atoms.rattle(0.05, seed=1)
+    energies = []
+    for scale in np.linspace(0.98, 1.02, 17):
+        moved = atoms.copy()
+        moved.set_cell(atoms.cell.array * scale, scale_atoms=True)
+        moved.calc = calculator
+        moved.get_potential_energy()
+        energies.append(calculator.results["energy_long_range"])
+    kept = np.abs(np.diff(energies, 6)).max()
+    energies = []
+    for scale in np.linspace(0.98, 1.02, 17):
+        moved = atoms.copy()
+        moved.set_cell(atoms.cell.array * scale, scale_atoms=True)
+        moved.calc = make(mesh_above=0)
+        moved.get_potential_energy()
+        energies.append(moved.calc.results["energy_long_range"])
+    assert np.abs(np.diff(energies, 6)).max() > 5 * kept
+
+
+def test_what_cannot_be_had() -> None:
+    with pytest.raises(ValueError, match="`electric_field` acts on charges, which this model has not"):
+        MFMCalculator(tiny_model(), fidelity="dft", device="cpu", electric_field=(0.0, 0.0, 0.1))
+    local = MFMCalculator(tiny_model(), fidelity="dft", device="cpu")
+    with pytest.raises(ValueError, match="Born effective charges need charges, which this model has not"):
+        local.born_effective_charges(ethanol())
+    crystal = bulk("C", cubic=True)
+    crystal.calc = make()
+    with pytest.raises(PropertyNotImplementedError, match="dipole of a periodic structure depends on the choice"):
+        crystal.get_dipole_moment()
+    wire = molecule("H2O")
+    wire.set_cell([10.0, 10.0, 4.0])
+    wire.pbc = (False, False, True)
+    wire.calc = make()
+    with pytest.raises(ValueError, match="0, 2 and 3 periodic directions"):
+        wire.get_potential_energy()

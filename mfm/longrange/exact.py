@@ -7,6 +7,7 @@ four octants that make a half space follow from the eight kinds of T by addition
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,11 +98,25 @@ def _trigonometric_sums(particles: Particles, angles: Tensor, reach: tuple[int, 
         first, second = first.index_select(0, slots), second.index_select(0, slots)
         # an empty slot holds another atom's phases, with amplitude zero
         weighted = weighted.index_select(0, slots) * (rows >= 0).to(weighted.dtype).view(-1, 1)
-    # as a matrix product, because its derivative is one too; that of a broadcast product writes two more such tables
-    plane = torch.bmm(first.unsqueeze(2), second.unsqueeze(1)).view(n_groups, n_slots, -1)
+    plane = _OuterProduct.apply(first, second).view(n_groups, n_slots, -1)
     sums = torch.bmm(weighted.view(n_groups, n_slots, -1).transpose(1, 2), plane)
     n_x, n_y, n_z = (n + 1 for n in reach)
     return sums.view(n_groups, n_channels, 2, n_z, 2, n_x, 2, n_y).permute(0, 1, 4, 5, 6, 7, 2, 3)
+
+
+class _OuterProduct(torch.autograd.Function):
+    """(n, a), (n, b) → (n, a, b). Derivatives by matrix products: those of a broadcast product fill more tables."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(first, second)
+        return first.unsqueeze(2) * second.unsqueeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = ctx.saved_tensors
+        of_first = torch.bmm(gradient, second.unsqueeze(2)).squeeze(2)
+        return of_first, torch.bmm(first.unsqueeze(1), gradient).squeeze(1)
 
 
 def _octants(sums: Tensor) -> Tensor:

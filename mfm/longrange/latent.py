@@ -40,7 +40,7 @@ class LatentEwaldConfig(Config):
     """Largest σ of an element's charges, Å."""
     dispersion: bool = False
     """Whether to add a long-range −C6/r⁶ with learned positive coefficients."""
-    mesh_above: int = pydantic.Field(800, ge=0)
+    mesh_above: int = pydantic.Field(1600, ge=0)
     """Periodic structures with more atoms are summed on a mesh: faster, with an error of 1e-4 of the force."""
 
     @pydantic.model_validator(mode="after")

@@ -83,6 +83,8 @@ class MFMCalculator(Calculator):
         self._potential = Potential(loaded, torch.device(device), precision, skin)
         self._fidelity = self._choose(fidelity)
         self._field = None if electric_field is None else [float(component) for component in electric_field]
+        if self._field is not None and (len(self._field) != 3 or not np.isfinite(self._field).all()):
+            raise ValueError(f"`electric_field` must be three finite components in V/Å, got {self._field}")
         if self._potential.has_long_range:
             self.implemented_properties = [*self.implemented_properties, *_LONG_RANGE]
         elif self._field is not None:

@@ -119,7 +119,29 @@ def test_the_mesh_is_kept_while_a_cell_breathes_and_renewed_when_it_is_another()
     assert np.abs(np.diff(energies, 6)).max() > 5 * kept
 
 
+def test_a_large_slab_needs_no_third_vector() -> None:
+    """On the mesh, whose size must come from the cell the slab is summed in, not from the one it came with."""
+    atoms = bulk("C", cubic=True).repeat((2, 2, 1))
+    atoms.rattle(0.05, seed=1)
+    atoms.pbc = (True, True, False)
+    energies = {}
+    for name, mesh_above in (("exact", 1000), ("mesh", 0)):
+        for third in (0.0, 30.0):
+            cell = atoms.cell.array.copy()
+            cell[2] = [0.0, 0.0, third]
+            slab = ase.Atoms(
+                atoms.symbols, atoms.positions, cell=cell, pbc=atoms.pbc, calculator=make(mesh_above=mesh_above)
+            )
+            slab.get_potential_energy()
+            energies[name, third] = slab.calc.results["energy_long_range"]
+    assert energies["exact", 0.0] == pytest.approx(energies["exact", 30.0], abs=1e-10)
+    assert energies["mesh", 0.0] == pytest.approx(energies["mesh", 30.0], abs=1e-10)
+    assert energies["mesh", 0.0] == pytest.approx(energies["exact", 0.0], rel=1e-3)
+
+
 def test_what_cannot_be_had() -> None:
+    with pytest.raises(ValueError, match="`electric_field` must be three finite components"):
+        make((0.0, float("nan"), 0.0))
     with pytest.raises(ValueError, match="`electric_field` acts on charges, which this model has not"):
         MFMCalculator(tiny_model(), fidelity="dft", device="cpu", electric_field=(0.0, 0.0, 0.1))
     local = MFMCalculator(tiny_model(), fidelity="dft", device="cpu")

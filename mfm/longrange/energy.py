@@ -16,7 +16,7 @@ from mfm.longrange.mesh import mesh_shapes, mesh_sum
 __all__ = ["MESH_SPACING", "long_range_energy"]
 
 MESH_SPACING = 0.45
-"""Spacing of the mesh in units of the smallest width; the relative error of the forces is then below 1e-4."""
+"""Spacing of the mesh in units of the smallest width; the relative error of the forces is then about 1e-4."""
 _WIDEST_WAVE = 5.6
 """Product of `k_cutoff` and the smallest width that callers keep to; ties the mesh to `k_cutoff`."""
 
@@ -70,7 +70,9 @@ def long_range_energy(
             " directions with vacuum on both sides: its images then act on it with the fourth power of the distance"
         )
     reference = graph.get("reference_cell")
-    reference = lattice.cell if reference is None else reference.double()[chosen]
+    # a slab is summed in a cell of its own, whatever the third vector it came with
+    given = lattice.cell if reference is None else reference.double()[chosen]
+    reference = torch.where(lattice.is_slab[:, None, None], lattice.cell, given)
     periodic = _lattice_sums(kernel, lattice_particles, lattice, reference, k_cutoff, mesh_above)
     periodic = periodic - _corrections(kernel, lattice_particles, lattice)
     return energies.index_add(0, chosen, periodic)

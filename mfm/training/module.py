@@ -134,9 +134,13 @@ class StageModule(lightning.LightningModule):
         norm = nn.utils.get_total_norm(gradients)
         group = self._optimizer.param_groups[0]  # saved with the optimiser, so that a resumed stage clips alike
         typical = group.get("typical_norm", norm)
+        # a batch without a label of what trains has no gradient and says nothing about those to come
+        typical = torch.where(typical > 0.0, typical, norm)
         limit = self._config.clip * typical
         torch._foreach_mul_(gradients, (limit / norm.clamp(min=1e-30)).clamp(max=1.0))
-        group["typical_norm"] = typical + (torch.minimum(norm, limit) - typical) * _NORM_MEMORY
+        weight = max(_NORM_MEMORY, 1.0 / (self.clock.step + 1))
+        counted = torch.where(norm > 0.0, torch.minimum(norm, limit), typical)
+        group["typical_norm"] = typical + (counted - typical) * weight
         return norm
 
     @torch.no_grad()

@@ -194,6 +194,18 @@ def test_mixed_batches_equal_their_structures_one_by_one() -> None:
             assert float(together[number]) == pytest.approx(expected, abs=1e-10)
 
 
+def test_float32_phases_are_precise_enough() -> None:
+    """What is left is far below what a float32 network resolves."""
+    positions, charges, cell = water_box()
+    graph = graph_of(positions, cell)
+    exact, single = (
+        float(long_range_energy("coulomb", particles(graph, charges)._replace(precision=dtype), graph, 5.6, EXACT_ONLY))
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert single != exact
+    assert abs(single - exact) / len(charges) < 1e-6
+
+
 @pytest.mark.parametrize("n_points", [61, pytest.param(601, marks=pytest.mark.slow)])
 def test_nothing_jumps_as_a_cell_breathes(n_points: int) -> None:
     positions, charges, cell = water_box()

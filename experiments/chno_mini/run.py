@@ -1,8 +1,8 @@
-"""What DFT labels are worth to a CCSD(T) model, on molecules that neither has seen.
+"""What cheaper labels are worth to a CCSD(T) model, on molecules that it has not seen.
 
-Trains the recipe beside this file (CCSD(T) anchored to DFT) and the same model on the CCSD(T) energies alone, as long,
-for several seeds. Then compares forces at both levels with finite differences of CCSD(T) energies. One JSON file per
-model; a model that is there is not trained again.
+Trains the recipe beside this file (CCSD(T) anchored to DFT, DFT anchored to GFN2-xTB), the same without xTB, and the same
+model on the CCSD(T) energies alone, equally long, for several seeds. Then compares forces with finite differences of
+CCSD(T) energies. One JSON file per model; a model that is there is not trained again.
 """
 
 import argparse
@@ -27,9 +27,12 @@ from mfm.training.run import train
 
 HERE = Path(__file__).parent
 MODELS: dict[str, dict[str, Any]] = {
+    "cascade": {"energy_xtb": {}, "energy_dft": {"anchor": "energy_xtb"}, "energy_ccsdt": {"anchor": "energy_dft"}},
     "anchor": {"energy_dft": {}, "energy_ccsdt": {"anchor": "energy_dft"}},
     "ccsdt-only": {"energy_ccsdt": {}},
 }
+SHARES = {"cascade": {"xtb": 0.4, "joint": 0.6}}
+"""Stages and their shares of the time; all of it goes to `joint` where nothing else is said."""
 FORCES = "builtin:ccsdt-forces"
 
 
@@ -65,11 +68,18 @@ def parse_arguments() -> argparse.Namespace:
     if options.fast:
         options.seeds = [0]
         tiny = "{n_layers: 1, n_channels: 8, n_product_channels: 8, n_message_channels: 4, n_transport_channels: 4}"
-        fast = ["stages=[{name: joint, max_steps: 5}]", f"model.backbone={tiny}", "validations=1", "tracking=none"]
-        options.overrides = [*fast, *options.overrides]
-    else:
-        options.overrides = [f"stages.0.max_minutes={options.minutes}", *options.overrides]
+        options.overrides = [f"model.backbone={tiny}", "validations=1", "tracking=none", *options.overrides]
     return options
+
+
+def stages(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Stages of a model, which together take as long as those of every other."""
+    found = []
+    for stage, share in SHARES.get(name, {"joint": 1.0}).items():
+        tasks = ["energy_xtb"] if stage == "xtb" else [task for task in MODELS[name] if task != "energy_xtb"]
+        length = {"max_steps": 5} if options.fast else {"max_minutes": options.minutes * share}
+        found.append({"name": stage, "tasks": tasks, **length})
+    return found
 
 
 def run_model(name: str, seed: int, options: argparse.Namespace, path: Path) -> bool:
@@ -77,20 +87,21 @@ def run_model(name: str, seed: int, options: argparse.Namespace, path: Path) -> 
     folder = options.work / f"{name}-{seed}"
     content = apply_overrides(read_yaml(HERE / "run.yaml"), options.overrides)
     content |= {"name": f"chno-mini-{name}-{seed}", "tasks": MODELS[name], "seed": seed, "output": str(folder)}
+    content["stages"] = stages(name, options)
     result = train(validate(RunConfig, content), resume=(folder / "state.pt").exists())
     if not result.finished:
         return False
     model = load_model(result.checkpoint)
-    provenance = read_provenance(folder / f"stage-{content['stages'][0]['name']}.mfm")
+    parts = [read_provenance(folder / f"stage-{stage['name']}.mfm") for stage in content["stages"]]
     found = {
         "model": name,
         "seed": seed,
         "test": result.evaluations["test"].metrics,
         "forces_against_ccsdt": {f"forces_{level}": compare_forces(model, level) for level in model.fidelities},
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "clock": provenance["clock"],
+        "clock": {key: sum(part["clock"][key] for part in parts) for key in ("step", "seconds")},
         "commit": tracking.code_version(),
-        "train_digest": provenance["data"]["digest"],
+        "train_digest": parts[-1]["data"]["digest"],
         "test_digest": result.evaluations["test"].digest,
     }
     path.write_text(json.dumps(found, indent=1), encoding="utf-8")

@@ -1,0 +1,34 @@
+"""The experiment on the shipped labels runs: every model trains, is compared with CCSD(T) forces, and enters the table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mfm.config import load_config
+from mfm.training.recipe import RunConfig
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "chno_mini"
+
+
+def test_recipe_is_valid() -> None:
+    tasks = load_config(RunConfig, FOLDER / "run.yaml").model.tasks
+    assert {name: task.anchor for name, task in tasks.items()} == {
+        "energy_xtb": None, "energy_dft": "energy_xtb", "energy_ccsdt": "energy_dft",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "levels"), [("cascade", ["xtb", "dft", "ccsdt"]), ("ccsdt-only", ["ccsdt"])])
+def test_models_are_trained_compared_and_tabled(tmp_path: Path, model: str, levels: list[str]) -> None:
+    command = [sys.executable, str(FOLDER / "run.py"), "--fast", "--models", model]
+    folders = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+    result = subprocess.run([*command, *folders], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "results" / f"{model}-0.json").read_text(encoding="utf-8"))
+    assert list(found["forces_against_ccsdt"]) == [f"forces_{level}" for level in levels]
+    assert found["clock"]["step"] == (10 if model == "cascade" else 5)
+    assert found["test"]["energy_ccsdt"]["count"] >= 36
+    row = next(line for line in result.stdout.splitlines() if line.startswith("| CCSD(T) energy MAE, held-out"))
+    assert f"{found['test']['energy_ccsdt']['mae_mev']:.1f}" in row

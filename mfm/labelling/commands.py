@@ -274,10 +274,10 @@ def _run_import(options: argparse.Namespace) -> int:
 def _card(store: "LabelStore", exported: "Export", name: str, test: list[str], licence: str) -> "DatasetCard":
     """Card of an exported store."""
     from mfm.data.card import DatasetCard
-    from mfm.labelling.export import noise_floors
+    from mfm.labelling.export import noise_floors, whole_provenance
     from mfm.properties import parse_task
 
-    provenance = store.provenances()[-1]
+    provenance = whole_provenance(store)
     present = {parse_task(task).fidelity for record in exported.records for task in record.labels}
     levels: Mapping[str, Level] = {
         fidelity: level

@@ -64,6 +64,7 @@ class Answer(NamedTuple):
     flags: dict[str, float]
     message: str
     seconds: float
+    """Of the processor; of the clock where a worker was lost."""
 
 
 class LabelRow(NamedTuple):

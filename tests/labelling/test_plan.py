@@ -42,7 +42,7 @@ def test_the_shipped_plan_is_what_the_dataset_promises() -> None:
     assert all(planned[key] >= least for key, least in wanted.items()), planned
     # ten molecules of two to four heavy atoms, and ten of six, larger than all others
     assert len(plan.test_molecules) == 20
-    larger = [molecule for molecule in plan.molecules if molecule.stage == 4]
+    larger = [molecule for molecule in plan.molecules if molecule.stage == 5]
     assert all(molecule.is_test and molecule.counts["ccsdt"] for molecule in larger)
     assert len(larger) == 10
     # what derives from a test molecule would be one too, and there is none

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--card", type=Path, default=CARD_FOLDER / "chno-mini.yaml")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    plan, store = read_plan(arguments.plan), LabelStore(arguments.store)
+    plan, store = read_plan(arguments.plan), LabelStore(arguments.store, read_only=True)
     exported = export_records(store, flag_names=FLAGS)
     card = make_card(plan, exported, whole_provenance(store))
     store.close()

@@ -50,6 +50,12 @@ def test_the_shipped_plan_is_what_the_dataset_promises() -> None:
     assert [len(sample.structure) for sample in isolated_atoms(plan)] == [1, 1, 1, 1]
 
 
+def test_the_larger_plan_holds_out_the_same_molecules() -> None:
+    plan = read_plan(SHIPPED.with_name("chno_small.yaml"))
+    assert set(plan.test_molecules) == set(read_plan(SHIPPED).test_molecules)
+    assert len({molecule.smiles for molecule in plan.molecules}) > 800
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

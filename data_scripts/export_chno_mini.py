@@ -9,30 +9,43 @@ from pathlib import Path
 
 from mfm.data.card import CARD_FOLDER, DatasetCard, FileCard, file_sha256
 from mfm.data.store import Store, write_store
-from mfm.labelling.export import Export, export_records
+from mfm.labelling.export import Export, export_records, whole_provenance
 from mfm.labelling.plan import Plan, read_plan
 from mfm.labelling.store import LabelStore
 
-FLAGS = {"dft": ("net_force", "gap", "s_squared", "rung", "dipole_error"), "ccsdt": ("t1", "d1", "max_t2", "gap")}
+FLAGS = {
+    "xtb": ("gap",),
+    "dft": ("net_force", "gap", "s_squared", "rung", "dipole_error"),
+    "ccsdt": ("t1", "d1", "max_t2", "gap"),
+}
 # rotating a molecule changes energies and forces by this much at PySCF's grid level 4 (glycine, this functional)
 NOISE_FLOOR = {"energy_dft": 2e-5, "forces_dft": 3e-4, "energy_ccsdt": 1e-6}
 
 
 def make_card(plan: Plan, exported: Export, provenance: dict[str, str]) -> DatasetCard:
     """Card without the file's checksum."""
-    base, top = plan.levels
-    n_top = sum(f"energy_{top}" in record.labels for record in exported.records)
+    counts = {name: sum(f"energy_{name}" in record.labels for record in exported.records) for name in plan.levels}
+    hours = {
+        name: sum(record.flags.get(f"seconds_{name}", 0.0) for record in exported.records) / 3600 for name in counts
+    }
     molecules = {record.molecule for record in exported.records}
     return DatasetCard(
         name="chno-mini",
-        description=f"{len(exported.records)} geometries of {len(molecules)} molecules of H, C, N, O with at most four"
-        f" heavy atoms: equilibria, GFN2-xTB dynamics at 300 to 1000 K, normal modes, torsions, stretched bonds."
-        f" All have {base} labels, {n_top} also {top} energies.",
-        source="computed by mfm with PySCF: data_scripts/label_chno_mini.py, plan data_scripts/chno_mini.yaml",
+        description=f"{len(exported.records)} geometries of {len(molecules)} molecules of H, C, N, O with at most five"
+        " heavy atoms (six in part of the test set), ions, radicals and pairs among them: equilibria, GFN2-xTB"
+        " dynamics, normal modes, torsions, stretched and compressed bonds. Labels (core-hours of each): "
+        + ", ".join(f"{count} {name} ({hours[name]:.2g})" for name, count in counts.items())
+        + ".",
+        source="computed by mfm with tblite and PySCF: data_scripts/label_chno_mini.py, plan"
+        " data_scripts/chno_mini.yaml",
         licence="CC0-1.0",
-        citation="mfm; methods: wB97M-V functional Mardirossian and Head-Gordon 2016 (doi:10.1063/1.4952647),"
+        citation="mfm; methods: GFN2-xTB Bannwarth, Ehlert and Grimme 2019 (doi:10.1021/acs.jctc.8b01176),"
+        " wB97M-V functional Mardirossian and Head-Gordon 2016 (doi:10.1063/1.4952647),"
         " its D3(BJ) form Najibi and Goerigk 2018 (doi:10.1021/acs.jctc.8b00842), PySCF (doi:10.1063/5.0006074)",
-        levels={name: level.level_of_theory(provenance["pyscf"]) for name, level in plan.levels.items()},
+        levels={
+            name: level.level_of_theory(provenance[level.level_of_theory("").program.lower()])
+            for name, level in plan.levels.items()
+        },
         references=exported.references,
         energy_zero="total",
         noise_floor=NOISE_FLOOR,
@@ -51,9 +64,9 @@ def main() -> None:
     parser.add_argument("--card", type=Path, default=CARD_FOLDER / "chno-mini.yaml")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    plan, store = read_plan(arguments.plan), LabelStore(arguments.store)
-    exported = export_records(store, next(iter(plan.levels)), FLAGS)
-    card = make_card(plan, exported, store.provenances()[-1])
+    plan, store = read_plan(arguments.plan), LabelStore(arguments.store, read_only=True)
+    exported = export_records(store, flag_names=FLAGS)
+    card = make_card(plan, exported, whole_provenance(store))
     store.close()
     write_store(arguments.out, exported.records, card)
     file = FileCard(path=arguments.out.name, sha256=file_sha256(arguments.out), format="mfm")

@@ -198,10 +198,10 @@ def _add_label(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _two_words(arguments: Sequence[str]) -> list[str]:
-    """``label export`` and ``label enumerate`` as one argument: the other ``mfm label FILE`` takes a file there."""
+    """``label export`` and the like as one argument: the other ``mfm label FILE`` takes a file there."""
     words = list(arguments)
     for k, word in enumerate(words[:-1]):
-        if word == "label" and words[k + 1] in ("export", "enumerate"):
+        if word == "label" and words[k + 1] in ("export", "import", "enumerate"):
             return [*words[:k], f"label {words[k + 1]}", *words[k + 2 :]]
         if not word.startswith("-"):
             break

@@ -1,7 +1,7 @@
 """What is in a dataset: counts, coverage, ranges, duplicates, suspicions."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from ase.data import chemical_symbols
 
 from mfm.data.geometry_index import GeometryIndex
 from mfm.data.references import fit_references, residual_energies
+from mfm.data.splits import by_molecule, leaks
 from mfm.data.store import Store
 from mfm.data.suspicions import find_suspicions
 from mfm.properties import PROPERTIES, parse_task
@@ -23,7 +24,8 @@ def describe(store: Store) -> dict[str, Any]:
     -------
     dict
         ``card`` (name, source, licence, levels), ``structures`` (counts, elements, charges …), ``labels`` (a row per
-        task: count, range, mean, spread), ``duplicates``, ``notes`` and ``suspicions`` (lists of lines).
+        task: count, range, mean, spread), ``flags`` (a row per quality flag), ``split`` (the parts that training makes
+        by default, and what leaks), ``duplicates``, ``notes`` and ``suspicions`` (lists of lines).
     """
     records = _structures(store)
     return {
@@ -36,6 +38,8 @@ def describe(store: Store) -> dict[str, Any]:
         },
         "structures": records,
         "labels": {task: _label(store, task) for task in store.labels if store.coverage(task).any()},
+        "flags": {name: row for name in store.flags if (row := _flag(store, name))},
+        "split": _split(store),
         "duplicates": _duplicates(store),
         "notes": _notes(store, records),
         "suspicions": find_suspicions(store),
@@ -70,6 +74,7 @@ def format_description(description: Mapping[str, Any]) -> str:
     if any(task.startswith("energy") for task in description["labels"]):
         lines.append("(spread of energies: root mean square per atom after least-squares atomic references; of the")
         lines.append(" rest: root mean square)")
+    lines += _flag_lines(description["flags"]) + _split_lines(description["split"], list(card["levels"]))
     for title in ("notes", "suspicions"):
         if description[title]:
             lines += ["", title, *(f"  - {line}" for line in description[title])]
@@ -110,6 +115,59 @@ def _label(store: Store, task: str) -> dict[str, Any]:
         "max": float(values.max()),
         "spread": float(np.sqrt(np.mean(np.square(deviation)))),
     }
+
+
+def _flag(store: Store, name: str) -> dict[str, Any]:
+    """Range of a quality flag; empty if no record carries it. An infinite gap is left out."""
+    values = store.flag(name)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return {}
+    return {"count": len(values), "min": float(values.min()), "mean": float(values.mean()), "max": float(values.max())}
+
+
+def _flag_lines(flags: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not flags:
+        return []
+    lines = ["", f"{'quality flag':<24}{'count':>8}" + "".join(f"{key:>13}" for key in ("min", "mean", "max"))]
+    for name, row in flags.items():
+        lines.append(f"{name:<24}{row['count']:>8}" + "".join(f"{row[key]:>13.4g}" for key in ("min", "mean", "max")))
+    return lines
+
+
+def _split(store: Store) -> dict[str, Any]:
+    """Parts of the default split by molecule, and what leaks; empty for fewer molecules than parts."""
+    try:
+        parts = {part: store.subset(rows) for part, rows in by_molecule(store).items()}
+    except ValueError:
+        return {}
+    rest = store.subset(np.flatnonzero(~np.isin(store.molecules, parts["test"].molecules)))
+    rows = {
+        part: {
+            "structures": len(chosen),
+            "molecules": len(np.unique(chosen.molecules)),
+            **{name: int(chosen.coverage(f"energy_{name}").sum()) for name in store.fidelities},
+        }
+        for part, chosen in parts.items()
+    }
+    return {"parts": rows, "fixed": bool(store.card.test_molecules), "leaks": leaks(rest, parts["test"])}
+
+
+def _split_lines(split: Mapping[str, Any], fidelities: Sequence[str]) -> list[str]:
+    if not split:
+        return []
+    columns = ("structures", "molecules", *fidelities)
+    lines = ["", f"{'split by molecule':<24}" + "".join(f"{name:>13}" for name in columns)]
+    for part in sorted(split["parts"], key=["train", "valid", "test"].index):
+        row = split["parts"][part]
+        lines.append(f"{part:<24}" + "".join(f"{row[name]:>13}" for name in columns))
+    lines.append(
+        f"({'the card names the test molecules' if split['fixed'] else 'at random, seed 0'}; energies by level)"
+    )
+    lines += [
+        f"leakage       {line}" for line in split["leaks"] or ["none: no molecule, no part of a cluster, no geometry"]
+    ]
+    return lines
 
 
 def _duplicates(store: Store) -> dict[str, int]:

@@ -20,6 +20,7 @@ __all__ = [
     "by_molecule",
     "check_split",
     "first_n",
+    "leaks",
     "predefined",
     "random_frames",
     "shared_geometries",
@@ -193,6 +194,21 @@ def shared_geometries(one: Store, other: Store) -> np.ndarray:
     for i, record in enumerate(one):
         index.add(record.structure, i)
     return np.array([i for i, record in enumerate(other) if index.find(record.structure)], dtype=np.int64)
+
+
+def leaks(known: Store, held_out: Store) -> list[str]:
+    """What of a held-out part can be learned from another part, a line each; empty if nothing."""
+    molecules = set(known.molecules.tolist())
+    # a cluster A.B shows A and B
+    shown = molecules | {part for molecule in molecules for part in molecule.split(".")}
+    lines = []
+    if shared := sorted(set(held_out.molecules.tolist()) & shown):
+        lines.append(
+            f"{len(shared)} held-out molecules are also outside, alone or in clusters: {', '.join(shared[:5])}"
+        )
+    if n_shared := len(shared_geometries(known, held_out)):
+        lines.append(f"{n_shared} held-out geometries are also outside")
+    return lines
 
 
 def _check_fractions(fractions: Mapping[str, float] | None) -> dict[str, float]:

@@ -19,7 +19,7 @@ from mfm.graph import AtomicGraph, collate
 from mfm.model import MFMModel
 from mfm.properties import PROPERTIES, parse_task
 
-__all__ = ["Evaluation", "batched", "evaluable", "evaluate", "model_graphs", "predict_labelled"]
+__all__ = ["Evaluation", "batched", "evaluable", "evaluate", "labelled_rows", "model_graphs", "predict_labelled"]
 
 logger = logging.getLogger(__name__)
 
@@ -223,6 +223,11 @@ def model_graphs(model: MFMModel, store: Store, tasks: Sequence[str]) -> Iterato
     return (dataset[i] for i in range(len(dataset)))
 
 
+def labelled_rows(store: Store, tasks: Sequence[str]) -> np.ndarray:
+    """Positions of the records that carry any of these labels: a model need not see the others."""
+    return np.flatnonzero(np.any([store.coverage(task) for task in tasks], axis=0))
+
+
 def evaluate(
     model: MFMModel, store: Store, tasks: Sequence[str] | None = None, max_atoms: int = _MOST_ATOMS
 ) -> Evaluation:
@@ -241,8 +246,12 @@ def evaluate(
         If nothing can be compared, or the dataset has elements that the model does not know.
     """
     direct, derivatives = evaluable(model, store, tasks)
-    graphs = model_graphs(model, store, [*direct, *derivatives])
-    predictions = predict_labelled(model, batched(graphs, max_atoms), direct, derivatives)
+    rows = labelled_rows(store, [*direct, *derivatives])
+    graphs = model_graphs(model, store.subset(rows), [*direct, *derivatives])
+    predictions = {
+        task: dataclasses.replace(found, structure=rows[found.structure])
+        for task, found in predict_labelled(model, batched(graphs, max_atoms), direct, derivatives).items()
+    }
     return Evaluation(
         dataset=store.card.name,
         digest=store.digest,

@@ -23,6 +23,7 @@ _EPILOG = """examples:
   mfm label molecules.smi --levels xtb:50,dft:10,ccsdt:5 --budget 2h --out water.labels
   mfm label --out water.labels --budget 8h             go on with what is queued
   mfm label export water.labels --out water.h5         write the file to train on
+  mfm label import water.h5 --out more.labels          take over what another machine has labelled
   mfm label enumerate C,N,O 3 > molecules.smi          every stable molecule of three heavy atoms"""
 
 
@@ -52,6 +53,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )  # fmt: skip
     export.add_argument("--density", type=Path, metavar="FILE.h5", help="also write density coefficients to this file")
     export.set_defaults(run=_run_export)
+    importing = subparsers.add_parser(
+        "label import", help="take over the labels of an exported file", description="Add the labels of a file that"
+        " `mfm label export` wrote to a store, so that they are not computed again.",
+    )  # fmt: skip
+    importing.add_argument("source", type=Path, metavar="FILE", help="exported file, or builtin:NAME")
+    importing.add_argument("--out", type=Path, required=True, metavar="STORE", help="store to add to, may be new")
+    importing.set_defaults(run=_run_import)
     listing = subparsers.add_parser("label enumerate", help="list all small molecules of some elements")
     listing.add_argument("elements", metavar="ELEMENTS", help="heavy elements, such as C,N,O")
     listing.add_argument("heavy_atoms", type=int, metavar="N", help="number of heavy atoms, 1 to 6")
@@ -245,13 +253,31 @@ def _run_export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_import(options: argparse.Namespace) -> int:
+    from mfm.data.opening import open_dataset
+    from mfm.labelling.importing import import_labels
+    from mfm.labelling.store import LabelStore
+
+    source = open_dataset(str(options.source))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    store = LabelStore(options.out)
+    try:
+        with store.lock():
+            summary = import_labels(store, source)
+    finally:
+        store.close()
+    lines = [f"{name}: {count} labels added, {summary.known[name]} known" for name, count in summary.added.items()]
+    sys.stdout.write("\n".join([*lines, f"label what is new: mfm label PLAN.yaml --out {options.out}"]) + "\n")
+    return 0
+
+
 def _card(store: "LabelStore", exported: "Export", name: str, test: list[str], licence: str) -> "DatasetCard":
     """Card of an exported store."""
     from mfm.data.card import DatasetCard
-    from mfm.labelling.export import noise_floors
+    from mfm.labelling.export import noise_floors, whole_provenance
     from mfm.properties import parse_task
 
-    provenance = store.provenances()[-1]
+    provenance = whole_provenance(store)
     present = {parse_task(task).fidelity for record in exported.records for task in record.labels}
     levels: Mapping[str, Level] = {
         fidelity: level

@@ -4,6 +4,7 @@ Graphs grow by one atom or one ring bond at a time within the valences of neutra
 what chemistry does not make, or does not keep, is dropped at the end by a list of patterns.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -59,16 +60,20 @@ def enumerate_molecules(elements: Sequence[str], n_heavy: int, keep_unstable: bo
         raise ValueError(f"elements to enumerate must be among {', '.join(_VALENCES)}, got {', '.join(unknown)}")
     if not 1 <= n_heavy <= 6:
         raise ValueError(f"molecules are enumerated for 1 to 6 heavy atoms, got {n_heavy}; list larger ones by SMILES")
-    found = {canonical_smiles(f"[{symbol}H{_VALENCES[symbol]}]") for symbol in elements}
-    for _ in range(n_heavy - 1):
-        grown = {smiles for parent in found for smiles in _with_one_more(parent, elements)}
-        found = _with_rings(grown)
-    molecules = [(smiles, Chem.MolFromSmiles(smiles)) for smiles in sorted(found)]
+    molecules = [(smiles, Chem.MolFromSmiles(smiles)) for smiles in sorted(_graphs(tuple(elements), n_heavy))]
     return [
         smiles
         for smiles, molecule in molecules
         if keep_unstable or not any(molecule.HasSubstructMatch(query) for query in _QUERIES)
     ]
+
+
+@functools.cache
+def _graphs(elements: tuple[str, ...], n_heavy: int) -> frozenset[str]:
+    if n_heavy == 1:
+        return frozenset(canonical_smiles(f"[{symbol}H{_VALENCES[symbol]}]") for symbol in elements)
+    grown = {smiles for parent in _graphs(elements, n_heavy - 1) for smiles in _with_one_more(parent, elements)}
+    return frozenset(_with_rings(grown))
 
 
 def _with_one_more(smiles: str, elements: Sequence[str]) -> set[str]:

@@ -13,7 +13,15 @@ from mfm.labelling.sampling import Sample
 from mfm.labelling.store import LabelRow, LabelStore
 from mfm.properties import PROPERTIES, task_name
 
-__all__ = ["FLAGS", "Export", "QualityRules", "accepted_rows", "export_records", "noise_floors"]
+__all__ = [
+    "FLAGS",
+    "Export",
+    "QualityRules",
+    "accepted_rows",
+    "export_records",
+    "noise_floors",
+    "whole_provenance",
+]
 
 FLAGS = ("net_force", "net_torque", "gap", "s_squared", "rung", "unrestricted", "dipole_error", "t1", "d1", "max_t2")
 """Quality flags that records keep, for each level that has them."""
@@ -139,6 +147,16 @@ def _record(
                 flags[f"{name}_{fidelity}"] = row.flags[name]
         flags[f"seconds_{fidelity}"] = row.seconds
     return Record(sample.structure, labels, sample.molecule, sample.origin, flags)
+
+
+def whole_provenance(store: LabelStore) -> dict[str, str]:
+    """Versions, processors and environments of all labels; where they differ, all of them, the first ones first."""
+    values: dict[str, dict[str, None]] = {}
+    for record in store.provenances():
+        for name, value in record.items():
+            # what comes from an earlier export may itself be several
+            values.setdefault(name, {}).update(dict.fromkeys(value.split("; ")))
+    return {name: "; ".join(filter(None, several)) for name, several in values.items()}
 
 
 def noise_floors(levels: Mapping[str, Level]) -> dict[str, float]:

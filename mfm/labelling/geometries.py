@@ -16,6 +16,7 @@ __all__ = [
     "conformers",
     "fingerprint",
     "fragments",
+    "is_in_order",
     "molecule_name",
     "rotatable_dihedrals",
     "side_of_bond",
@@ -76,11 +77,10 @@ def bond_graph(structure: Structure, smiles: str = "") -> Chem.Mol:
     conformer = Chem.Conformer(len(structure))
     for atom, position in enumerate(structure.positions.tolist()):
         conformer.SetAtomPosition(atom, Point3D(*position))
-    if smiles:
+    if smiles and is_in_order(smiles, structure.atomic_numbers):
         graph = _parse(smiles)
-        if [atom.GetAtomicNum() for atom in graph.GetAtoms()] == structure.atomic_numbers.tolist():
-            graph.AddConformer(conformer)
-            return graph
+        graph.AddConformer(conformer)
+        return graph
     editable = Chem.RWMol()
     for number in structure.atomic_numbers.tolist():
         editable.AddAtom(Chem.Atom(number))
@@ -96,6 +96,11 @@ def bond_graph(structure: Structure, smiles: str = "") -> Chem.Mol:
             " name the molecule by its SMILES"
         ) from error
     return editable.GetMol()
+
+
+def is_in_order(smiles: str, atomic_numbers: np.ndarray) -> bool:
+    """Whether atoms are those of a SMILES, in its order with the hydrogens last."""
+    return [atom.GetAtomicNum() for atom in _parse(smiles).GetAtoms()] == atomic_numbers.tolist()
 
 
 def molecule_name(structure: Structure) -> str:

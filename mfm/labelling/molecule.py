@@ -70,10 +70,11 @@ def net_force_and_torque(structure: Structure, forces: np.ndarray) -> dict[str, 
     ----------
     forces : (n_atoms, 3), eV/Å
     """
-    relative = structure.positions - structure.positions.mean(axis=0)
+    moments = (structure.positions - structure.positions.mean(axis=0)).T @ forces
+    # Σ r × F is the antisymmetric part of Σ r ⊗ F
     return {
         "net_force": float(np.abs(forces.sum(axis=0)).max()),
-        "net_torque": float(np.abs(np.cross(relative, forces).sum(axis=0)).max()),
+        "net_torque": float(np.abs(moments - moments.T).max()),
     }
 
 

@@ -18,7 +18,10 @@ from mfm.labelling.sampling import Sample, check_origins, sample_molecule
 
 __all__ = ["Plan", "PlannedMolecule", "interleave", "isolated_atoms", "molecule_seed", "read_plan", "sample_planned"]
 
-_GROUP_KEYS = ("name", "molecules", "enumerate", "ions_of", "radicals_of", "pairs_of", "pick", "equilibrium", "origins")
+_GROUP_KEYS = (
+    "name", "molecules", "molecules_of", "enumerate", "ions_of", "radicals_of", "pairs_of",
+    "pick", "equilibrium", "origins", "stage",
+)  # fmt: skip
 
 
 class PlannedMolecule(NamedTuple):
@@ -37,6 +40,8 @@ class PlannedMolecule(NamedTuple):
     """Ways to make its geometries, in turn; the usual mixture if empty."""
     multiplicity: int | None = None
     """2S + 1, if not what the SMILES implies."""
+    stage: int = 0
+    """Labelled after all molecules of lower stages."""
 
     @property
     def n_geometries(self) -> int:
@@ -53,6 +58,8 @@ class Plan(NamedTuple):
     molecules: list[PlannedMolecule]
     atoms: dict[str, int]
     """Isolated atoms to label at every level that has them, and their multiplicities."""
+    first: tuple[str, ...] = ()
+    """Fidelities that label all molecules before any other begins."""
 
     @property
     def test_molecules(self) -> list[str]:
@@ -61,7 +68,7 @@ class Plan(NamedTuple):
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Read a plan from YAML: ``seed``, ``levels``, ``groups``, ``test`` and ``atoms`` (docs/labelling.md).
+    """Read a plan from YAML: ``seed``, ``levels``, ``first``, ``groups``, ``test`` and ``atoms`` (docs/labelling.md).
 
     Raises
     ------
@@ -79,7 +86,10 @@ def read_plan(path: str | Path) -> Plan:
         raise ValueError(
             f"test molecules must be in a group of {path}, got {', '.join(lost)} in none; add or drop them"
         )
-    return Plan(reader.seed, levels, list(reader.found.values()), dict(text.get("atoms", {})))
+    first = tuple(text.get("first", ()))
+    if unknown := sorted(set(first) - set(levels)):
+        raise ValueError(f"`first` of {path} must name levels ({', '.join(levels)}), got {', '.join(unknown)}")
+    return Plan(reader.seed, levels, list(reader.found.values()), dict(text.get("atoms", {})), first)
 
 
 class _PlanReader:
@@ -107,7 +117,13 @@ class _PlanReader:
             # a group of chosen origins is beside another that has the equilibrium
             has_equilibrium = group.get("equilibrium", not origins) or (is_test and not origins)
             self.found[smiles, origins] = PlannedMolecule(
-                smiles, mine, is_test, has_equilibrium, "" if parent == smiles else parent, origins
+                smiles,
+                mine,
+                is_test,
+                has_equilibrium,
+                parent="" if parent == smiles else parent,
+                origins=origins,
+                stage=int(group.get("stage", 0)),
             )
         self.groups[group["name"]] = list(of_group)
 
@@ -128,12 +144,13 @@ class _PlanReader:
         listed = [canonical_smiles(smiles) for smiles in group.get("molecules", [])]
         if duplicates := [smiles for k, smiles in enumerate(listed) if smiles in listed[:k]]:
             raise ValueError(f"a molecule must appear once in {self.path}, got `{duplicates[0]}` twice; remove one")
-        made: dict[str, str] = {}
+        made = {smiles: smiles for smiles in self._of_groups(group, "molecules_of")}
         if "enumerate" in group:
             options = group["enumerate"]
             fewest, most = options["heavy_atoms"]
             every = [s for n in range(fewest, most + 1) for s in enumerate_molecules(options["elements"], n)]
-            made |= {smiles: smiles for smiles in every if (smiles, origins) not in self.found}
+            known = {smiles for smiles, ways in self.found if options.get("others") or ways == origins}
+            made |= {smiles: smiles for smiles in every if smiles not in known}
         for key, derive in (("ions_of", ions), ("radicals_of", radicals)):
             for parent in self._of_groups(group, key):
                 made |= {smiles: parent for smiles in derive(parent) if smiles not in made}
@@ -178,9 +195,12 @@ class _PlanReader:
                 )
 
 
-def molecule_seed(seed: int, smiles: str) -> int:
-    """Seed of one molecule: adding a molecule to a plan leaves the geometries of the others as they were."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {smiles}".encode()).digest()[:4], "big")
+def molecule_seed(seed: int, smiles: str, origins: Sequence[str] = ()) -> int:
+    """Seed of one molecule: adding a molecule to a plan leaves the geometries of the others as they were.
+
+    Two groups that make geometries of one molecule in different ways draw from different streams.
+    """
+    return int.from_bytes(hashlib.sha256(" ".join([str(seed), smiles, *origins]).encode()).digest()[:4], "big")
 
 
 def isolated_atoms(plan: Plan) -> list[Sample]:
@@ -204,7 +224,7 @@ def sample_planned(molecule: PlannedMolecule, seed: int) -> list[Sample]:
         If a geometry cannot be made.
     """
     n_skipped = int(not molecule.has_equilibrium)
-    n_samples, own_seed = molecule.n_geometries + n_skipped, molecule_seed(seed, molecule.smiles)
+    n_samples, own_seed = molecule.n_geometries + n_skipped, molecule_seed(seed, molecule.smiles, molecule.origins)
     if "." in molecule.smiles:
         return sample_cluster(molecule.smiles, molecule.n_geometries, own_seed)
     options = {"origins": molecule.origins} if molecule.origins else {}
@@ -217,8 +237,9 @@ def sample_planned(molecule: PlannedMolecule, seed: int) -> list[Sample]:
 def interleave(plan: Plan, samples: Sequence[Iterable[Sample]]) -> list[tuple[Sample, str]]:
     """(sample, key of the request) in an order whose every prefix is a balanced dataset.
 
-    A molecule with n geometries has its k-th at (k + ½)/n of the queue, so all molecules progress at one rate; the
-    labels of further levels follow the first, spread evenly over the molecule's geometries.
+    A molecule with n geometries has its k-th at (k + ½)/n of its stage, so all molecules of a stage progress at one
+    rate, and in an order that does not follow their names; the labels of further levels follow the first, spread
+    evenly over the molecule's geometries. Levels that the plan wants first come before all others.
     """
     first = [
         (sample, level.identifier)
@@ -228,7 +249,8 @@ def interleave(plan: Plan, samples: Sequence[Iterable[Sample]]) -> list[tuple[Sa
         if not isinstance(level, ForceFieldLevel)
     ]
     keyed = []
-    for rank, (molecule, geometries) in enumerate(zip(plan.molecules, samples, strict=True)):
+    for molecule, geometries in zip(plan.molecules, samples, strict=True):
+        rank = molecule_seed(plan.seed, molecule.smiles, molecule.origins)
         for k, sample in enumerate(geometries):
             when = (k + 0.5) / molecule.n_geometries
             for order, (name, level) in enumerate(plan.levels.items()):
@@ -238,8 +260,9 @@ def interleave(plan: Plan, samples: Sequence[Iterable[Sample]]) -> list[tuple[Sa
                         for key in molecule.counts
                         if key.startswith(f"{name}.") and _is_chosen(k, molecule, key)
                     ]
-                    keyed.append((when, rank, order, (sample, make_request(level, extras).key)))
-    return first + [job for *_, job in sorted(keyed, key=lambda entry: entry[:3])]
+                    place = (name not in plan.first, molecule.stage, when, rank, order)
+                    keyed.append((place, (sample, make_request(level, extras).key)))
+    return first + [job for _, job in sorted(keyed, key=lambda entry: entry[0])]
 
 
 def _is_chosen(k: int, molecule: PlannedMolecule, name: str) -> bool:

@@ -64,6 +64,7 @@ class Answer(NamedTuple):
     flags: dict[str, float]
     message: str
     seconds: float
+    """Of the processor; of the clock where a worker was lost."""
 
 
 class LabelRow(NamedTuple):
@@ -280,16 +281,19 @@ class LabelStore:
         OSError
             If it cannot be written: disk full, file read-only.
         """
-        text = json.dumps(dict(provenance), sort_keys=True)
         with self._transaction() as connection:
-            connection.execute("INSERT OR IGNORE INTO provenance (record) VALUES (?)", (text,))
-            (number,) = connection.execute("SELECT id FROM provenance WHERE record = ?", (text,)).fetchone()
-            data = _pack(row.values) if row.values else None
-            connection.execute(
-                "INSERT INTO labels (hash, level, status, data, flags, message, seconds, provenance)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (row.hash, row.level, row.status, data, json.dumps(row.flags), row.message, row.seconds, number),
-            )
+            _insert_label(connection, row, _provenance_id(connection, provenance))
+
+    def take_over(self, labels: Iterable[tuple[Sample, LabelRow]], provenance: Mapping[str, str]) -> int:
+        """Add labels that were computed elsewhere, with their structures; what is there stays. Returns how many."""
+        added = 0
+        with self._transaction() as connection:
+            number = _provenance_id(connection, provenance)
+            for sample, row in labels:
+                _insert_samples(connection, [sample], "")
+                connection.execute("INSERT OR IGNORE INTO queue (hash, level) VALUES (?, ?)", (row.hash, row.level))
+                added += _insert_label(connection, row, number, or_ignore=True)
+        return added
 
     def reject(self, molecule: str, message: str) -> None:
         """Record that a molecule gives no geometries, and why."""
@@ -368,6 +372,22 @@ def _insert_samples(connection: sqlite3.Connection, samples: Iterable[Sample], s
             " VALUES (?, ?, ?, ?, ?, ?)",
             (structure.content_hash(), sample.molecule, sample.origin, geometry, sample.parent, source),
         )
+
+
+def _provenance_id(connection: sqlite3.Connection, provenance: Mapping[str, str]) -> int:
+    text = json.dumps(dict(provenance), sort_keys=True)
+    connection.execute("INSERT OR IGNORE INTO provenance (record) VALUES (?)", (text,))
+    (number,) = connection.execute("SELECT id FROM provenance WHERE record = ?", (text,)).fetchone()
+    return int(number)
+
+
+def _insert_label(connection: sqlite3.Connection, row: LabelRow, provenance: int, or_ignore: bool = False) -> int:
+    data = _pack(row.values) if row.values else None
+    return connection.execute(
+        f"INSERT {'OR IGNORE ' if or_ignore else ''}INTO labels"
+        " (hash, level, status, data, flags, message, seconds, provenance) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (row.hash, row.level, row.status, data, json.dumps(row.flags), row.message, row.seconds, provenance),
+    ).rowcount
 
 
 def _structure(geometry: bytes) -> Structure:

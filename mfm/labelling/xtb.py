@@ -1,5 +1,7 @@
 """GFN2-xTB by tblite: the cheap surface on which geometries are sampled, and the `xtb` labels."""
 
+import functools
+
 import ase
 import numpy as np
 from tblite.ase import TBLite
@@ -36,18 +38,14 @@ def label_xtb(structure: Structure, level: TightBindingLevel) -> Labels:
     """
     if structure.pbc.any():
         raise ValueError(f"labels are for molecules, got {structure.formula} with pbc {structure.pbc.tolist()}")
-    calculator = Calculator(
-        level.method,
-        structure.atomic_numbers,
-        structure.positions / BOHR,
-        charge=float(structure.charge),
-        uhf=(structure.multiplicity or 1) - 1,
-    )
-    calculator.set("verbosity", 0)
-    calculator.set("accuracy", level.accuracy)
+    unpaired = (structure.multiplicity or 1) - 1
+    calculator = _calculator(level, structure.atomic_numbers.tobytes(), structure.charge, unpaired)
     try:
+        calculator.update(structure.positions / BOHR)
+        # from scratch each time: a restart is faster, but its last bits would depend on what was labelled before
         result = calculator.singlepoint()
     except RuntimeError as error:
+        _calculator.cache_clear()
         raise ValueError(f"GFN2-xTB must converge, got: {error}; the structure is recorded as failed") from error
     numbers = structure.atomic_numbers.astype(float)
     # the dipole of an ion depends on the origin: tblite's is that of the coordinates
@@ -60,6 +58,17 @@ def label_xtb(structure: Structure, level: TightBindingLevel) -> Labels:
         "dipole": result.get("dipole") * BOHR - structure.charge * centre,
     }
     return Labels(values, net_force_and_torque(structure, forces) | {"gap": _gap(result)})
+
+
+@functools.lru_cache(maxsize=16)
+def _calculator(level: TightBindingLevel, numbers: bytes, charge: int, unpaired: int) -> Calculator:
+    """Calculator of a molecule at any geometry: building one takes as long as a label of a small molecule."""
+    atomic_numbers = np.frombuffer(numbers, dtype=np.int64)
+    apart = np.arange(3.0 * len(atomic_numbers)).reshape(-1, 3)
+    calculator = Calculator(level.method, atomic_numbers, apart, charge=float(charge), uhf=unpaired)
+    calculator.set("verbosity", 0)
+    calculator.set("accuracy", level.accuracy)
+    return calculator
 
 
 def _gap(result: Result) -> float:

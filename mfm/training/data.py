@@ -66,6 +66,9 @@ class StageBatches:
 def prepare_data(config: DataConfig, tasks: Sequence[str]) -> RunData:
     """Open the datasets of a run and divide them.
 
+    Structures without any label at the tasks' levels are left out, after the division: models of different tasks share
+    their parts.
+
     Parameters
     ----------
     tasks : sequence of str
@@ -85,6 +88,9 @@ def prepare_data(config: DataConfig, tasks: Sequence[str]) -> RunData:
     valid = train.subset(parts["valid"]) if "valid" in parts and valid is None else valid
     test = train.subset(parts["test"]) if "test" in parts and test is None else test
     train = train.subset(parts["train"])
+    fidelities = {parse_task(task).fidelity for task in tasks}
+    train = _labelled(train, fidelities)
+    valid, test = (None if store is None else _labelled(store, fidelities) for store in (valid, test))
     if config.n_train is not None:
         train = _draw(train, config.n_train, config.seed)
     for task in tasks:
@@ -114,6 +120,13 @@ def _divide(store: Store, config: DataConfig, wanted: Sequence[str]) -> Split:
 def _open(config: DataConfig, source: str) -> Store:
     asked = {"format": config.format, "fidelity": config.fidelity, "keys": config.keys, "units": config.units}
     return open_dataset(source, **{name: value for name, value in asked.items() if value})  # type: ignore[arg-type]
+
+
+def _labelled(store: Store, fidelities: set[str]) -> Store:
+    """Records with a label at one of these levels; all if there is none."""
+    tasks = [task for task in store.labels if parse_task(task).fidelity in fidelities]
+    carries = np.any([np.zeros(len(store), dtype=bool), *(store.coverage(task) for task in tasks)], axis=0)
+    return store if carries.all() or not carries.any() else store.subset(np.flatnonzero(carries))
 
 
 def _draw(store: Store, count: int, seed: int) -> Store:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mfm.data.dataset import GraphDataset
-from mfm.evaluation.evaluate import batched, evaluable, model_graphs, predict_labelled
+from mfm.evaluation.evaluate import batched, evaluable, labelled_rows, model_graphs, predict_labelled
 from mfm.evaluation.metrics import errors
 from mfm.graph import AtomicGraph
 from mfm.losses import LossTerm, combine, loss_terms
@@ -157,7 +157,8 @@ def _validator(
         return dict
     direct, derivatives = evaluable(model, data.valid, labels)
     device = next(model.parameters()).device
-    batches = [batch.to(device) for batch in batched(model_graphs(model, data.valid, [*direct, *derivatives]))]
+    valid = data.valid.subset(labelled_rows(data.valid, [*direct, *derivatives]))
+    batches = [batch.to(device) for batch in batched(model_graphs(model, valid, [*direct, *derivatives]))]
 
     def validate() -> dict[str, float]:
         with average.applied():

@@ -113,6 +113,32 @@ def test_description():
         assert expected in text
 
 
+def test_flags_splits_and_leaks_are_shown():
+    made = spring_records(12)
+    names = ["A", "B", "C", "D", "A.B", "E"] * 2
+    records = [Record(r.structure, r.labels, name, "", {"gap_dft": 9.0}) for r, name in zip(made, names, strict=True)]
+    card = CARD.replace(test_molecules=("C", "D"))
+    whole = describe(Store.from_records(records, card))
+    assert whole["flags"] == {"gap_dft": {"count": 12, "min": 9.0, "mean": 9.0, "max": 9.0}}
+    parts = whole["split"]["parts"]
+    assert parts["test"] == {"structures": 4, "molecules": 2, "dft": 4, "cc": 0}
+    assert parts["train"]["structures"] + parts["valid"]["structures"] == 8
+    assert whole["split"]["leaks"] == []
+    text = format_description(whole)
+    assert "the card names the test molecules" in text
+    assert "leakage       none" in text
+    # a cluster shows its parts; the same geometry under another name
+    again = Record(records[2].structure, records[2].labels, "F")
+    leaky = describe(Store.from_records([*records, again], CARD.replace(test_molecules=("A", "C"))))
+    assert leaky["split"]["leaks"] == [
+        "1 held-out molecules are also outside, alone or in clusters: A",
+        "1 held-out geometries are also outside",
+    ]
+    assert "leakage       1 held-out geometries" in format_description(leaky)
+    # one molecule is not split by molecule
+    assert describe(store())["split"] == {}
+
+
 def test_unstated_level_is_noted():
     card = DatasetCard(name="x", levels={"dft": LevelOfTheory("unspecified"), "cc": LevelOfTheory("CCSD(T)")})
     assert (

@@ -128,6 +128,7 @@ def test_structures_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["odd.zzz", "--out", "a"], "structures must be in a file that ASE reads, got odd.zzz"),
         (["--out", "text"], "a labelling store must be an SQLite file, got text"),
         (["export", "none", "--out", "x.h5"], "a labelling store must exist to be read, got no file none"),
+        (["import", "none.h5", "--out", "x"], "none.h5"),
         (["enumerate", "Xe", "2"], "elements to enumerate must be among"),
     ],
 )
@@ -152,7 +153,7 @@ def test_enumeration_prints_a_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == ["C#C", "C=C", "C=O", "CC", "CO"]
 
 
-@pytest.mark.parametrize("words", [["label"], ["label", "export"], ["label", "enumerate"]])
+@pytest.mark.parametrize("words", [["label"], ["label", "export"], ["label", "import"], ["label", "enumerate"]])
 def test_help_needs_no_chemistry(words: list[str]) -> None:
     code = f"import sys; from mfm.cli import main; main({[*words, '--help']!r})"
     result = subprocess.run(

@@ -1,5 +1,6 @@
 """Levels: every force is minus a gradient, every rerun has the same bits, what is wrong or unsupported is refused."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -100,8 +101,12 @@ def test_coupled_cluster_forces_dear(smiles: str, triples: bool) -> None:
 
 @pytest.mark.parametrize("name", ["mmff", "xtb", "dft_lite"])
 def test_a_rerun_has_the_same_bits(name: str) -> None:
-    water = _bent("O")
-    first, second = (_computed(LEVELS[name], "O")(water) for _ in range(2))
+    """Whatever was labelled in between: what a level keeps between labels changes none."""
+    water, compute_water = _bent("O"), _computed(LEVELS[name], "O")
+    first = compute_water(water)
+    compute_water(dataclasses.replace(water, positions=1.1 * water.positions))
+    _computed(LEVELS[name], "N")(_bent("N"))
+    second = compute_water(water)
     assert first.flags == second.flags
     for key, value in first.values.items():
         np.testing.assert_array_equal(value, second.values[key])
@@ -159,6 +164,26 @@ def test_molecules_of_a_cluster_interact_at_mmff() -> None:
 def test_mmff_says_what_it_does_not_describe(smiles: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         label_mmff(_bent(smiles), ForceFieldLevel(), smiles)
+
+
+def test_atoms_in_another_order_than_the_smiles_at_mmff() -> None:
+    """Their bonds are perceived, not taken from the name."""
+    water = _bent("O")
+    turned = dataclasses.replace(
+        water, atomic_numbers=water.atomic_numbers[::-1].copy(), positions=water.positions[::-1].copy()
+    )
+    named, perceived = (label_mmff(structure, ForceFieldLevel(), "O") for structure in (water, turned))
+    assert float(perceived.values["energy"]) == pytest.approx(float(named.values["energy"]), abs=1e-9)
+    np.testing.assert_allclose(perceived.values["forces"][::-1], named.values["forces"], atol=1e-9)
+
+
+def test_a_molecule_that_does_not_converge_at_xtb_does_not_spoil_the_next() -> None:
+    water = _bent("O")
+    before = label_xtb(water, TightBindingLevel())
+    with pytest.raises(ValueError, match="GFN2-xTB must converge, got"):
+        label_xtb(dataclasses.replace(water, positions=np.zeros((3, 3))), TightBindingLevel())
+    after = label_xtb(water, TightBindingLevel())
+    np.testing.assert_array_equal(before.values["forces"], after.values["forces"])
 
 
 def test_dipole_of_an_ion_at_xtb_does_not_depend_on_the_origin() -> None:

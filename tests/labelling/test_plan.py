@@ -36,11 +36,24 @@ def test_reads_counts_and_test_molecules(tmp_path: Path) -> None:
 
 def test_the_shipped_plan_is_what_the_dataset_promises() -> None:
     plan = read_plan(SHIPPED)
-    assert len(plan.molecules) >= 60
-    assert sum(molecule.counts["dft"] for molecule in plan.molecules) >= 500
-    assert sum(molecule.counts["ccsdt"] for molecule in plan.molecules) >= 200
-    assert len(plan.test_molecules) == 10
+    assert len({molecule.smiles for molecule in plan.molecules}) >= 150
+    wanted = {"xtb": 20_000, "dft": 1500, "ccsdt": 600, "dft.density": 400}
+    planned = {key: sum(molecule.counts.get(key, 0) for molecule in plan.molecules) for key in wanted}
+    assert all(planned[key] >= least for key, least in wanted.items()), planned
+    # ten molecules of two to four heavy atoms, and ten of six, larger than all others
+    assert len(plan.test_molecules) == 20
+    larger = [molecule for molecule in plan.molecules if molecule.stage == 5]
+    assert all(molecule.is_test and molecule.counts["ccsdt"] for molecule in larger)
+    assert len(larger) == 10
+    # what derives from a test molecule would be one too, and there is none
+    assert not any(molecule.is_test and molecule.parent for molecule in plan.molecules)
     assert [len(sample.structure) for sample in isolated_atoms(plan)] == [1, 1, 1, 1]
+
+
+def test_the_larger_plan_holds_out_the_same_molecules() -> None:
+    plan = read_plan(SHIPPED.with_name("chno_small.yaml"))
+    assert set(plan.test_molecules) == set(read_plan(SHIPPED).test_molecules)
+    assert len({molecule.smiles for molecule in plan.molecules}) > 800
 
 
 @pytest.mark.parametrize(
@@ -75,6 +88,7 @@ def test_the_shipped_plan_is_what_the_dataset_promises() -> None:
             {"test": {"molecules": ["O"], "counts": {"all": [3]}}},
             r"`test.counts` must give a number for each of low, high, got \[3\] for group `all`",
         ),
+        ({"first": ["mid"]}, r"`first` of .* must name levels \(low, high\), got mid"),
         ({"levels": ["b3lyp"]}, r"level must be one of mmff, xtb, .* got `b3lyp`"),
         ({"test": {"molecules": ["N"], "counts": {}}}, r"test molecules must be in a group of .*, got N in none"),
     ],
@@ -157,6 +171,30 @@ def test_groups_that_are_made_from_others(tmp_path: Path) -> None:
     assert read_plan(_write(tmp_path / "plan.yaml", groups=groups)) == plan
 
 
+def test_stages_and_levels_that_come_first(tmp_path: Path) -> None:
+    groups = [
+        {"name": "late", "low": 2, "high": 1, "stage": 2, "molecules": ["O", "C"]},
+        {"name": "early", "low": 2, "high": 2, "stage": 1, "molecules": ["CO", "CC"]},
+        {"name": "more", "low": 3, "stage": 1, "molecules_of": ["late"], "origins": ["modes"]},
+        {"name": "others", "low": 1, "high": 1, "enumerate": {"elements": ["C"], "heavy_atoms": [1, 2], "others": True},
+         "origins": ["modes"]},
+    ]  # fmt: skip
+    test = {"molecules": ["O"], "counts": {"late": [2, 1], "more": [0, 0]}}
+    plan = read_plan(_write(tmp_path / "plan.yaml", groups=groups, first=["low"], test=test))
+    names = {level.identifier: name for name, level in plan.levels.items()}
+    jobs = [(names[key], sample.molecule) for sample, key in interleave(plan, _numbered(plan.molecules))]
+    assert [level for level, _ in jobs] == ["low"] * 13 + ["high"] * 8
+    assert {molecule for _, molecule in jobs[13:15]} == {"C=C", "C#C"}
+    assert {molecule for _, molecule in jobs[15:19]} == {"CO", "CC"}
+    assert {molecule for _, molecule in jobs[19:]} == {"O", "C"}
+    # a group of further geometries leaves test molecules alone where the plan says so
+    assert [(m.smiles, m.n_geometries, m.is_test) for m in plan.molecules if m.origins and m.stage] == [
+        ("O", 0, True),
+        ("C", 3, False),
+    ]
+
+
 def test_a_molecule_keeps_its_seed_whatever_else_is_planned() -> None:
     assert molecule_seed(1, "CCO") == molecule_seed(1, "CCO") != molecule_seed(2, "CCO")
+    assert molecule_seed(1, "CCO", ["modes"]) != molecule_seed(1, "CCO")
     assert 0 <= molecule_seed(1, "CCO") < 2**32

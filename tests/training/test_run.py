@@ -214,6 +214,17 @@ def test_a_split_file_divides_the_data(morse_file, tmp_path):
         prepare_data(data, ["energy_low"])
 
 
+def test_structures_that_no_task_has_labels_of_are_left_out(morse_file):
+    """Models of different levels share molecules and parts, not structures that only the other can learn from."""
+    data = DataConfig(train=str(morse_file), valid_fraction=0.25, test_fraction=0.25)
+    both, high = prepare_data(data, ["energy_low", "energy_high"]), prepare_data(data, ["energy_high"])
+    for part in ("train", "valid", "test"):
+        every, fewer = getattr(both, part), getattr(high, part)
+        assert fewer.coverage("energy_high").all()
+        assert len(fewer) == every.coverage("energy_high").sum() == len(every) / 2
+        assert set(fewer.molecules) == set(every.molecules)
+
+
 def test_smaller_training_sets_are_parts_of_larger_ones(morse_file):
     def drawn(count: int) -> set[str]:
         config = DataConfig(train=str(morse_file), n_train=count)

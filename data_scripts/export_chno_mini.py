@@ -7,6 +7,8 @@ import argparse
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from mfm.data.card import CARD_FOLDER, DatasetCard, FileCard, file_sha256
 from mfm.data.store import Store, write_store
 from mfm.labelling.export import Export, export_records, whole_provenance
@@ -21,6 +23,20 @@ FLAGS = {
 # rotating a molecule changes energies and forces by this much at PySCF's grid level 4 (glycine, this functional)
 NOISE_FLOOR = {"energy_dft": 2e-5, "forces_dft": 3e-4, "energy_ccsdt": 1e-6}
 
+# bonds compressed so far that one structure would weigh more in a loss than a hundred others
+LARGEST_FORCE = 50.0
+
+
+def within_reach(exported: Export) -> Export:
+    """Without structures that have a larger force component at any level, eV/Å."""
+    kept = [
+        record
+        for record in exported.records
+        if all(np.abs(v).max() <= LARGEST_FORCE for task, v in record.labels.items() if task.startswith("forces_"))
+    ]
+    left_out = exported.left_out | {f"forces above {LARGEST_FORCE:g} eV/Å": len(exported.records) - len(kept)}
+    return exported._replace(records=kept, left_out=left_out)
+
 
 def make_card(plan: Plan, exported: Export, provenance: dict[str, str]) -> DatasetCard:
     """Card without the file's checksum."""
@@ -28,12 +44,9 @@ def make_card(plan: Plan, exported: Export, provenance: dict[str, str]) -> Datas
     hours = {
         name: sum(record.flags.get(f"seconds_{name}", 0.0) for record in exported.records) / 3600 for name in counts
     }
-    molecules = {record.molecule for record in exported.records}
     return DatasetCard(
         name="chno-mini",
-        description=f"{len(exported.records)} geometries of {len(molecules)} molecules of H, C, N, O with at most five"
-        " heavy atoms (six in part of the test set), ions, radicals and pairs among them: equilibria, GFN2-xTB"
-        " dynamics, normal modes, torsions, stretched and compressed bonds. Labels (core-hours of each): "
+        description=f"{_what(exported)}. Labels (core-hours of each): "
         + ", ".join(f"{count} {name} ({hours[name]:.2g})" for name, count in counts.items())
         + ".",
         source="computed by mfm with tblite and PySCF: data_scripts/label_chno_mini.py, plan"
@@ -54,6 +67,25 @@ def make_card(plan: Plan, exported: Export, provenance: dict[str, str]) -> Datas
     )
 
 
+def _what(exported: Export) -> str:
+    """Molecules and geometries in words."""
+    records = exported.records
+    largest = max(int((record.structure.atomic_numbers > 1).sum()) for record in records if "." not in record.molecule)
+    kinds = {
+        "ions": any(record.structure.charge for record in records),
+        "radicals": any((record.structure.multiplicity or 1) > 1 for record in records),
+        "pairs": any("." in record.molecule for record in records),
+    }
+    some = [kind for kind, is_there in kinds.items() if is_there]
+    among = f" ({', '.join(some)} among them)" if some else ""
+    origins = ", ".join(sorted({record.origin for record in records}))
+    n_molecules = len({record.molecule for record in records})
+    return (
+        f"{len(records)} geometries of {n_molecules} molecules{among} of H, C, N, O with at most {largest} heavy atoms;"
+        f" origins: {origins}"
+    )
+
+
 def main() -> None:
     """Command line."""
     here = Path(__file__).parent
@@ -65,7 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     plan, store = read_plan(arguments.plan), LabelStore(arguments.store, read_only=True)
-    exported = export_records(store, flag_names=FLAGS)
+    exported = within_reach(export_records(store, flag_names=FLAGS))
     card = make_card(plan, exported, whole_provenance(store))
     store.close()
     write_store(arguments.out, exported.records, card)

@@ -78,7 +78,9 @@ def stages(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     for stage, share in SHARES.get(name, {"joint": 1.0}).items():
         tasks = ["energy_xtb"] if stage == "xtb" else [task for task in MODELS[name] if task != "energy_xtb"]
         length = {"max_steps": 5} if options.fast else {"max_minutes": options.minutes * share}
-        found.append({"name": stage, "tasks": tasks, **length})
+        # what the first stage learned is worth keeping: a third of the default rate from then on
+        rate = {"lr": 1e-3} if found else {}
+        found.append({"name": stage, "tasks": tasks, **length, **rate})
     return found
 
 
@@ -112,11 +114,12 @@ def compare_forces(model: MFMModel, fidelity: str) -> dict[str, float]:
     """Errors of the forces at a fidelity against finite differences of CCSD(T) energies."""
     store = open_dataset(FORCES)
     task = f"forces_{fidelity}"
+    card = store.card.model_copy(update={"levels": model.domain.levels})
     records = [
         Record(record.structure, {task: record.labels["forces_ccsdt"]}, record.molecule, record.origin)
         for record in store
     ]
-    return evaluate(model, Store.from_records(records, store.card), [task]).metrics[task]
+    return evaluate(model, Store.from_records(records, card), [task]).metrics[task]
 
 
 def report(results: Path) -> str:

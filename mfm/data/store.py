@@ -142,6 +142,12 @@ class Store:
         return self._strings("origin")
 
     @cached_property
+    def charge_states(self) -> list[tuple[int, int]]:
+        """Pairs of total charge and multiplicity that occur, ascending."""
+        pairs = np.stack([self._gather(f"structures/{name}") for name in ("charge", "multiplicity")], axis=1)
+        return [(int(charge), int(multiplicity)) for charge, multiplicity in np.unique(pairs, axis=0)]
+
+    @cached_property
     def elements(self) -> list[int]:
         """Atomic numbers that occur, ascending."""
         counts = np.bincount(self._gather("structures/atomic_numbers", ragged=True), minlength=1)

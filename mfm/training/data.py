@@ -9,7 +9,7 @@ import numpy as np
 
 from mfm.data.dataset import GraphDataset
 from mfm.data.opening import open_dataset
-from mfm.data.references import fit_references, references_beside, residual_energies
+from mfm.data.references import References, fit_references, references_beside, residual_energies
 from mfm.data.sampling import AtomBudgetBatchSampler
 from mfm.data.splits import Split, by_file, by_molecule, random_frames
 from mfm.data.store import Store
@@ -27,6 +27,10 @@ __all__ = ["RunData", "StageBatches", "fit_domain", "prepare_data", "stage_deriv
 logger = logging.getLogger(__name__)
 
 ReferenceMethod = Literal["auto", "isolated_atoms", "least_squares"]
+
+_SAME_BONDING = 0.3
+"""Difference of atomisation energies, eV per atom (rms), up to which two levels agree; DFT and CCSD(T) differ by less than
+0.1, GFN2-xTB, whose isolated atoms are not meant to be compared, differs from both by more than 1."""
 
 _SAMPLED = 1000
 """Structures whose neighbours are counted; the average hardly moves beyond."""
@@ -148,32 +152,48 @@ def fit_domain(
     cutoff : float, Å
     method : str
         Of the references, see :func:`mfm.data.references.fit_references`. A task that builds on another takes
-        references beside it, unless there are isolated atoms for both.
+        references beside it, unless there are isolated atoms for both. If there are, but the two levels disagree about
+        what atoms gain by bonding, ``auto`` lets the base give way: its references are moved beside the other's, so
+        that isolated atoms stay right at the level that counts and the correction still starts near zero.
     """
     fidelities = [parse_task(task).fidelity for task in tasks]
-    references = fit_references(store, fidelities, method)
-    for name in evaluation_order(tasks):
-        base_task = tasks[name].base
-        if base_task is None:
-            continue
-        fidelity, base = parse_task(name).fidelity, parse_task(base_task).fidelity
-        known = store.card.references
-        if method == "least_squares" or not (known.get(fidelity) and known.get(base)):
-            references[fidelity] = references_beside(store, fidelity, base, references[base])
-    states = _charge_states(store)
+    references = _references(store, tasks, method)
     return Domain(
         references=references,
         levels={fidelity: store.card.levels[fidelity] for fidelity in fidelities},
         scale=_scale(store, fidelities, references),
         average_neighbours=_average_neighbours(store, cutoff),
-        charges=tuple(sorted({charge for charge, _ in states})),
-        multiplicities=tuple(sorted({multiplicity for _, multiplicity in states})),
+        charges=tuple(sorted({charge for charge, _ in store.charge_states})),
+        multiplicities=tuple(sorted({multiplicity for _, multiplicity in store.charge_states})),
     )
 
 
-def _charge_states(store: Store) -> set[tuple[int, int]]:
-    structures = (record.structure for record in store)
-    return {(structure.charge, structure.multiplicity or 1) for structure in structures}
+def _references(store: Store, tasks: Mapping[str, TaskConfig], method: ReferenceMethod) -> References:
+    references = fit_references(store, [parse_task(task).fidelity for task in tasks], method)
+    pairs = [
+        (parse_task(name).fidelity, parse_task(base).fidelity)
+        for name in evaluation_order(tasks)
+        if (base := tasks[name].base) is not None
+    ]
+    known = store.card.references
+    isolated = {pair for pair in pairs if method != "least_squares" and all(known.get(name) for name in pair)}
+    for fidelity, base in pairs:
+        if (fidelity, base) not in isolated:
+            references[fidelity] = references_beside(store, fidelity, base, references[base])
+    if method == "auto":
+        for fidelity, base in reversed(pairs):  # from the last level down: each base follows what builds on it
+            if (fidelity, base) in isolated and _disagreement(store, fidelity, base, references) > _SAME_BONDING:
+                references[base] = references_beside(store, base, fidelity, references[fidelity])
+                logger.info("references of %s are fitted beside those of %s, which builds on it", base, fidelity)
+    return references
+
+
+def _disagreement(store: Store, fidelity: str, base: str, references: References) -> float:
+    """Root mean square difference of two levels' energies above their references, eV per atom; 0 without pairs."""
+    one, other = (residual_energies(store, f"energy_{name}", references[name]) for name in (fidelity, base))
+    difference = (one - other) / store.n_atoms
+    difference = difference[np.isfinite(difference)]
+    return float(np.sqrt(np.mean(np.square(difference)))) if len(difference) else 0.0
 
 
 def _scale(store: Store, fidelities: Sequence[str], references: Mapping[str, Mapping[int, float]]) -> float:

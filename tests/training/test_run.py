@@ -262,3 +262,22 @@ def test_an_anchored_level_takes_references_beside_its_base(morse_file):
     alone = fit_domain(lopsided, {**tasks, "energy_high": TaskConfig()}, cutoff=5.0)
     gap_alone = (residual_energies(store, "energy_high", alone.references["high"]) - residuals["low"]) / store.n_atoms
     assert np.nanmax(np.abs(gap)) < 0.3 * np.nanmin(np.abs(gap_alone))
+
+
+def test_a_base_that_bonds_differently_gives_way(morse_file):
+    store = open_dataset(morse_file)
+    tasks = {"energy_low": TaskConfig(), "energy_high": TaskConfig(anchor="energy_low")}
+    agreeing = fit_domain(store, tasks, cutoff=5.0)
+    assert agreeing.references == ATOMS
+    # isolated atoms of the low level 3 eV too deep: as with semi-empirical methods, bonding is no longer comparable
+    shifted = {level: dict(atoms) for level, atoms in store.card.references.items()}
+    shifted["low"] = {symbol: energy - 3.0 for symbol, energy in shifted["low"].items()}
+    store = store.with_card(store.card.model_copy(update={"references": shifted}))
+    domain = fit_domain(store, tasks, cutoff=5.0)
+    assert domain.references["high"] == ATOMS["high"]
+    assert all(domain.references["low"][z] > ATOMS["low"][z] - 2.0 for z in ATOMS["low"])
+    gap = [residual_energies(store, f"energy_{level}", domain.references[level]) for level in ("high", "low")]
+    assert np.sqrt(np.nanmean(((gap[0] - gap[1]) / store.n_atoms) ** 2)) < 0.3
+    # who asks for isolated atoms gets them
+    asked = fit_domain(store, tasks, 5.0, "isolated_atoms").references["low"]
+    assert asked == {z: pytest.approx(energy - 3.0) for z, energy in ATOMS["low"].items()}

@@ -1,5 +1,5 @@
 # One environment, .venv, made as tested: constraints.txt pins every package.
-#   make quickstart   install, train on two levels of theory, evaluate, run molecular dynamics
+#   make quickstart   install, train on three levels of theory, evaluate, run molecular dynamics
 #   make test         the test suite        make check   format, lint, types
 #   make docs         the documentation, in site/
 #   make clean        removes what the targets above made, but not your runs

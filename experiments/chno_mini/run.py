@@ -1,8 +1,8 @@
 """What cheaper labels are worth to a CCSD(T) model, on molecules that it has not seen.
 
-Trains the recipe beside this file (CCSD(T) anchored to DFT, DFT anchored to GFN2-xTB), the same without xTB, and the same
-model on the CCSD(T) energies alone, equally long, for several seeds. Then compares forces with finite differences of
-CCSD(T) energies. One JSON file per model; a model that is there is not trained again.
+Trains the recipe beside this file (CCSD(T) anchored to DFT, DFT anchored to GFN2-xTB), the same without xTB, and the
+same model on the CCSD(T) energies alone, equally long, for several seeds. Then compares forces with finite differences
+of CCSD(T) energies. One JSON file per model; a model that is there is not trained again.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """From shipped labels to molecular dynamics: what `make quickstart` runs after the installation.
 
-Trains on DFT and CCSD(T) labels, evaluates molecules that were held out, runs a short molecular dynamics of one of
-them at the CCSD(T) level, and says what was made and what to try next.
+Trains on GFN2-xTB, DFT and CCSD(T) labels, evaluates molecules that were held out, runs a short molecular dynamics of
+one of them at the CCSD(T) level, and says what was made and what to try next.
 """
 
 import argparse
@@ -88,8 +88,8 @@ def configure(options: argparse.Namespace) -> RunConfig:
 
 
 def levels_of(config: RunConfig) -> tuple[str, str]:
-    """The fidelity that is anchored, and the one it is anchored to."""
-    name, task = next((name, task) for name, task in config.model.tasks.items() if task.anchor)
+    """The last fidelity that is anchored, and the one it is anchored to."""
+    name, task = [(name, task) for name, task in config.model.tasks.items() if task.anchor][-1]
     return parse_task(name).fidelity, parse_task(task.anchor).fidelity
 
 
@@ -127,9 +127,10 @@ def dynamics(result: TrainResult, config: RunConfig, n_steps: int) -> list[str]:
 
 
 def held_out_molecule(config: RunConfig) -> tuple[ase.Atoms, str]:
-    """The largest molecule of the test set, and its name."""
+    """The largest molecule of the test set that the highest level labels, and its name."""
     test = prepare_data(config.data, list(config.model.tasks)).test
     assert test is not None
+    test = test.subset(test.coverage(f"energy_{levels_of(config)[0]}"))
     record = test[int(test.n_atoms.argmax())]
     return record.structure.to_ase(), record.molecule
 
@@ -140,7 +141,7 @@ def print_last_screen(
     high, low = levels_of(config)
     model, folder = result.checkpoint, result.folder
     recorded = "nothing" if config.tracking == "none" else config.tracking.directory
-    levels = " and ".join(level.label for level in store.card.levels.values())
+    levels = " and ".join(store.card.levels[parse_task(name).fidelity].label for name in config.model.tasks)
     print(f"\n{LINE}\nDone in {seconds / 60:.1f} minutes. A potential for {levels}.\n")
     print(result.evaluations["test"].to_markdown())
     print("\n".join(["", *dynamics_report]))
@@ -155,7 +156,7 @@ Try next
   source .venv/bin/activate
   mfm ui                                                        # the run in a browser
   mfm eval {model} builtin:chno-mini --by-element
-  mfm train experiments/quickstart/run.yaml stages.0.max_minutes=60 --output runs/longer
+  mfm train experiments/quickstart/run.yaml stages.1.max_minutes=60 --output runs/longer
   mfm train experiments/quickstart/run.yaml 'tasks.energy_{high}.anchor=' --output runs/independent
   open docs/index.md for concepts, conventions, your own data; or, in Python:
 

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 ReferenceMethod = Literal["auto", "isolated_atoms", "least_squares"]
 
 _SAME_BONDING = 0.3
-"""Difference of atomisation energies, eV per atom (rms), up to which two levels agree; DFT and CCSD(T) differ by less than
-0.1, GFN2-xTB, whose isolated atoms are not meant to be compared, differs from both by more than 1."""
+"""Difference of atomisation energies, eV per atom (rms), up to which two levels agree; DFT and CCSD(T) differ by less
+than 0.1, GFN2-xTB, whose isolated atoms are not meant to be compared, differs from both by more than 1."""
 
 _SAMPLED = 1000
 """Structures whose neighbours are counted; the average hardly moves beyond."""

@@ -151,6 +151,8 @@ class RunConfig(Config):
     """Precision of the network; energies keep float64 wherever the references are included."""
     validations: int = pydantic.Field(20, gt=0)
     """Validations per stage, evenly over its length."""
+    valid_structures: int = pydantic.Field(200, gt=0)
+    """Most structures per fidelity that a validation looks at, evenly over the set; the final tables take all."""
     log_every: int = pydantic.Field(50, gt=0)
     """Optimiser steps between training metrics."""
     output: str = ""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mfm.data.dataset import GraphDataset
+from mfm.data.store import Store
 from mfm.evaluation.evaluate import batched, evaluable, labelled_rows, model_graphs, predict_labelled
 from mfm.evaluation.metrics import errors
 from mfm.graph import AtomicGraph
@@ -27,7 +28,7 @@ from mfm.training.recipe import OptimizerConfig, RunConfig, StageConfig
 from mfm.training.resume import TrainingState, restore_random_state
 from mfm.training.schedule import Clock
 
-__all__ = ["Stage", "StageHooks", "build_stage", "fit_stage", "set_trainable"]
+__all__ = ["Stage", "StageHooks", "build_stage", "fit_stage", "set_trainable", "validation_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,15 @@ def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, 
         stage.name, len(store), len(sampler), ", ".join([*tasks, *derivatives]),
     )  # fmt: skip
     batches = StageBatches(dataset, sampler, clock)
-    return Stage(stage, module, optimizer, average, clock, batches, _validator(model, data, tasks, average))
+    return Stage(
+        stage,
+        module,
+        optimizer,
+        average,
+        clock,
+        batches,
+        _validator(model, data, tasks, average, config.valid_structures),
+    )
 
 
 def _residuals(model: MFMModel, tasks: Sequence[str]) -> list[str]:
@@ -143,7 +152,7 @@ def _losses(
 
 
 def _validator(
-    model: MFMModel, data: RunData, tasks: list[str], average: WeightAverage
+    model: MFMModel, data: RunData, tasks: list[str], average: WeightAverage, most: int
 ) -> Callable[[], dict[str, float]]:
     """Function that measures the averaged weights on the validation set, whose graphs it keeps."""
     if data.valid is None:
@@ -157,7 +166,7 @@ def _validator(
         return dict
     direct, derivatives = evaluable(model, data.valid, labels)
     device = next(model.parameters()).device
-    valid = data.valid.subset(labelled_rows(data.valid, [*direct, *derivatives]))
+    valid = data.valid.subset(validation_rows(data.valid, [*direct, *derivatives], most))
     batches = [batch.to(device) for batch in batched(model_graphs(model, valid, [*direct, *derivatives]))]
 
     def validate() -> dict[str, float]:
@@ -171,6 +180,18 @@ def _validator(
         }
 
     return validate
+
+
+def validation_rows(store: Store, tasks: Sequence[str], most: int) -> np.ndarray:
+    """Records that a validation looks at: of each fidelity at most so many, evenly over the store.
+
+    With ten thousand cheap labels, validation would otherwise take longer than training.
+    """
+    chosen = [np.zeros(0, dtype=np.int64)]
+    for fidelity in dict.fromkeys(parse_task(task).fidelity for task in tasks):
+        rows = labelled_rows(store, [task for task in tasks if parse_task(task).fidelity == fidelity])
+        chosen.append(rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)])
+    return np.unique(np.concatenate(chosen))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The experiment on the shipped labels runs: every model trains, is compared with CCSD(T) forces, and enters the table."""
+"""The experiment on the shipped labels runs: models train, are compared with CCSD(T) forces, and enter the table."""
 
 import json
 import subprocess

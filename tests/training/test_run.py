@@ -17,6 +17,7 @@ from mfm.training.data import fit_domain, prepare_data
 from mfm.training.recipe import DataConfig, RunConfig
 from mfm.training.resume import load_state, random_state
 from mfm.training.run import TrainResult, train
+from mfm.training.stage import validation_rows
 from tests.morse import ATOMS, recipe
 
 
@@ -281,3 +282,14 @@ def test_a_base_that_bonds_differently_gives_way(morse_file):
     # who asks for isolated atoms gets them
     asked = fit_domain(store, tasks, 5.0, "isolated_atoms").references["low"]
     assert asked == {z: pytest.approx(energy - 3.0) for z, energy in ATOMS["low"].items()}
+
+
+def test_a_validation_looks_at_a_share_of_each_fidelity(morse_file):
+    store = open_dataset(morse_file)
+    tasks = ["energy_low", "forces_low", "energy_high"]
+    assert validation_rows(store, tasks, 1000).tolist() == list(range(len(store)))
+    few = store.subset(validation_rows(store, tasks, 4))
+    assert 4 <= len(few) < 8  # what carries both labels may count for both
+    assert len(set(few.molecules)) >= 3  # from all over the set
+    assert few.coverage("energy_high").sum() >= 4
+    assert validation_rows(store.subset([1]), ["energy_high"], 4).tolist() == []

@@ -15,6 +15,8 @@ from mfm.units import conversion_factor
 
 __all__ = ["label_mmff"]
 
+_KCAL = conversion_factor("kcal/mol", "eV")
+
 
 def label_mmff(structure: Structure, level: ForceFieldLevel, molecule: str = "") -> Labels:
     """Energy (eV) and forces (eV/Å) of one molecule or cluster.
@@ -35,10 +37,9 @@ def label_mmff(structure: Structure, level: ForceFieldLevel, molecule: str = "")
     if field is None:
         field = _field(level, bond_graph(structure), molecule or structure.formula)
     flat = structure.positions.ravel().tolist()
-    unit = conversion_factor("kcal/mol", "eV")
     # the energy first: the gradient takes distances that only the energy brings up to date
-    energy = np.asarray(field.CalcEnergy(flat) * unit)
-    forces = -np.array(field.CalcGrad(flat)).reshape(-1, 3) * unit
+    energy = np.asarray(field.CalcEnergy(flat) * _KCAL)
+    forces = -np.array(field.CalcGrad(flat)).reshape(-1, 3) * _KCAL
     values = {"energy": energy, "forces": forces}
     return Labels(values, net_force_and_torque(structure, forces))
 

@@ -9,7 +9,6 @@ import numpy as np
 from pyscf import gto
 from pyscf.lib.exceptions import BasisNotFoundError
 
-from mfm.graph import Structure
 from mfm.labelling.levels import (
     CompositeLevel,
     CoupledClusterLevel,
@@ -18,6 +17,7 @@ from mfm.labelling.levels import (
     Request,
     TightBindingLevel,
 )
+from mfm.structure import Structure
 
 __all__ = ["check_structure", "estimate_seconds"]
 

@@ -7,10 +7,10 @@ from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers
 from rdkit.ForceField.rdForceField import ForceField
 
-from mfm.graph import Structure
 from mfm.labelling.geometries import bond_graph, is_in_order
 from mfm.labelling.levels import ForceFieldLevel
 from mfm.labelling.molecule import Labels, net_force_and_torque
+from mfm.structure import Structure
 from mfm.units import conversion_factor
 
 __all__ = ["label_mmff"]

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "mfm"
 LAYERS = [
     {"units", "config", "allocator"},
     {"properties", "fidelity"},
+    {"structure"},
     {"graph"},
     {"nn", "data"},
     {"backbones", "longrange", "heads", "derivatives"},

@@ -18,8 +18,8 @@ import numpy as np
 
 from mfm.data.card import DatasetCard
 from mfm.data.records import Record
-from mfm.graph import neighbour_list
 from mfm.properties import PROPERTIES, parse_task
+from mfm.structure import neighbour_list
 
 __all__ = ["FORMAT", "VERSION", "ColumnBuilder", "Columns", "read_columns", "write_columns"]
 

@@ -6,7 +6,7 @@ whenever a coordinate falls on a rounding boundary: in formaldehyde at three lev
 
 import numpy as np
 
-from mfm.graph import Structure
+from mfm.structure import Structure
 
 __all__ = ["GeometryIndex"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import ase.data
 import numpy as np
 
-from mfm.graph import Structure
 from mfm.properties import PROPERTIES, parse_task
+from mfm.structure import Structure
 
 __all__ = ["Record", "formula"]
 

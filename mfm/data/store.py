@@ -12,8 +12,8 @@ import numpy as np
 from mfm.data.card import DatasetCard
 from mfm.data.columns import ColumnBuilder, Columns, read_columns, write_columns
 from mfm.data.records import Record
-from mfm.graph import Structure
 from mfm.properties import PROPERTIES, parse_task
+from mfm.structure import Structure
 
 __all__ = ["Store", "write_store"]
 

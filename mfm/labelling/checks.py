@@ -9,7 +9,6 @@ import numpy as np
 from pyscf import gto
 from pyscf.lib.exceptions import BasisNotFoundError
 
-from mfm.graph import Structure
 from mfm.labelling.levels import (
     CompositeLevel,
     CoupledClusterLevel,
@@ -18,6 +17,7 @@ from mfm.labelling.levels import (
     Request,
     TightBindingLevel,
 )
+from mfm.structure import Structure
 
 __all__ = ["check_structure", "estimate_seconds"]
 
@@ -46,7 +46,7 @@ def check_structure(structure: Structure, level: Level, origin: str = "") -> Non
 
 def _check_overlap(structure: Structure) -> None:
     radii = ase.data.covalent_radii[structure.atomic_numbers]
-    i, j = np.triu_indices(len(structure), 1)
+    i, j = _pairs(len(structure))
     distances = np.linalg.norm(structure.positions[i] - structure.positions[j], axis=1)
     limits = _CLOSEST * (radii[i] + radii[j])
     if (distances < limits).any():
@@ -56,6 +56,12 @@ def _check_overlap(structure: Structure) -> None:
             f"atoms must not overlap, got {pair[0]} and {pair[1]} of {structure.formula} at {distances[k]:.2f} Å, where"
             f" at least {limits[k]:.2f} Å are expected; check the length unit (Å), or remove the structure"
         )
+
+
+@functools.cache
+def _pairs(n_atoms: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of all pairs of atoms; of many geometries of a molecule, found once."""
+    return np.triu_indices(n_atoms, 1)
 
 
 @functools.cache

@@ -12,11 +12,11 @@ from ase.calculators.calculator import CalculationFailed
 from ase.md.langevin import Langevin
 from ase.optimize import BFGS
 
-from mfm.graph import Structure
 from mfm.labelling import geometries
 from mfm.labelling.levels import TightBindingLevel
 from mfm.labelling.sampling import Sample, sample_molecule
 from mfm.labelling.xtb import attach_calculator
+from mfm.structure import Structure
 
 __all__ = ["sample_cluster"]
 

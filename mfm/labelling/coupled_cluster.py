@@ -19,10 +19,10 @@ from pyscf.data.elements import chemcore
 from pyscf.grad import ccsd_t as triples_gradient
 from pyscf.mp import dfmp2, dfump2
 
-from mfm.graph import Structure
 from mfm.labelling.defects import check_gradient
 from mfm.labelling.levels import CompositeLevel, CoupledClusterLevel
 from mfm.labelling.molecule import Labels, build_molecule, net_force_and_torque, orbital_gap
+from mfm.structure import Structure
 from mfm.units import BOHR, HARTREE
 
 __all__ = ["CompositeParts", "composite_energy", "label_composite", "label_coupled_cluster"]

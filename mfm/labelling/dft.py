@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from pyscf import dft, gto
 
-from mfm.graph import Structure
 from mfm.labelling.density_fit import fit_deformation_density
 from mfm.labelling.levels import DensityFunctionalLevel
 from mfm.labelling.molecule import Labels, build_molecule, net_force_and_torque, orbital_gap
 from mfm.labelling.partition import mbis
 from mfm.labelling.polarizability import polarizability
+from mfm.structure import Structure
 from mfm.units import BOHR, HARTREE
 
 __all__ = ["label_dft"]

@@ -7,13 +7,15 @@ from rdkit import Chem
 from rdkit.Chem import rdForceFieldHelpers
 from rdkit.ForceField.rdForceField import ForceField
 
-from mfm.graph import Structure
 from mfm.labelling.geometries import bond_graph, is_in_order
 from mfm.labelling.levels import ForceFieldLevel
 from mfm.labelling.molecule import Labels, net_force_and_torque
+from mfm.structure import Structure
 from mfm.units import conversion_factor
 
 __all__ = ["label_mmff"]
+
+_KCAL = conversion_factor("kcal/mol", "eV")
 
 
 def label_mmff(structure: Structure, level: ForceFieldLevel, molecule: str = "") -> Labels:
@@ -35,10 +37,9 @@ def label_mmff(structure: Structure, level: ForceFieldLevel, molecule: str = "")
     if field is None:
         field = _field(level, bond_graph(structure), molecule or structure.formula)
     flat = structure.positions.ravel().tolist()
-    unit = conversion_factor("kcal/mol", "eV")
     # the energy first: the gradient takes distances that only the energy brings up to date
-    energy = np.asarray(field.CalcEnergy(flat) * unit)
-    forces = -np.array(field.CalcGrad(flat)).reshape(-1, 3) * unit
+    energy = np.asarray(field.CalcEnergy(flat) * _KCAL)
+    forces = -np.array(field.CalcGrad(flat)).reshape(-1, 3) * _KCAL
     values = {"energy": energy, "forces": forces}
     return Labels(values, net_force_and_torque(structure, forces))
 

@@ -7,7 +7,7 @@ from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers
 from rdkit.Geometry import Point3D
 
-from mfm.graph import Structure
+from mfm.structure import Structure
 
 __all__ = [
     "bond_graph",

@@ -13,12 +13,12 @@ import numpy as np
 from mfm.data.records import Record
 from mfm.data.store import Store
 from mfm.fidelity import LevelOfTheory
-from mfm.graph import Structure
 from mfm.labelling.levels import LEVELS, Level
 from mfm.labelling.prepare import GROUND_STATES
 from mfm.labelling.sampling import Sample
 from mfm.labelling.store import LabelRow, LabelStore
 from mfm.properties import parse_task
+from mfm.structure import Structure
 
 __all__ = ["ImportSummary", "import_labels"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pyscf import gto
 
-from mfm.graph import Structure
+from mfm.structure import Structure
 from mfm.units import BOHR, HARTREE
 
 __all__ = ["Labels", "build_molecule", "net_force_and_torque", "numerical_forces", "orbital_gap"]

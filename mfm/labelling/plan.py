@@ -9,12 +9,12 @@ import ase.data
 import numpy as np
 import yaml
 
-from mfm.graph import Structure
 from mfm.labelling.clusters import sample_cluster
 from mfm.labelling.enumeration import enumerate_molecules, ions, pairs, radicals
 from mfm.labelling.geometries import canonical_smiles
 from mfm.labelling.levels import ForceFieldLevel, Level, make_request, read_level
 from mfm.labelling.sampling import Sample, check_origins, sample_molecule
+from mfm.structure import Structure
 
 __all__ = ["Plan", "PlannedMolecule", "interleave", "isolated_atoms", "molecule_seed", "read_plan", "sample_planned"]
 

@@ -18,12 +18,12 @@ import ase.data
 import ase.io
 from ase.io.formats import UnknownFileTypeError
 
-from mfm.graph import Structure
 from mfm.labelling.geometries import canonical_smiles, molecule_name
 from mfm.labelling.levels import DensityFunctionalLevel, ForceFieldLevel, Level, make_request
 from mfm.labelling.plan import Plan, PlannedMolecule, interleave, isolated_atoms, sample_planned
 from mfm.labelling.sampling import Sample
 from mfm.labelling.store import LabelStore
+from mfm.structure import Structure
 
 __all__ = ["GROUND_STATES", "plan_from_list", "queue_plan", "queue_structures"]
 

@@ -16,10 +16,10 @@ from ase.calculators.calculator import CalculationFailed
 from ase.md.langevin import Langevin
 from ase.optimize import BFGS
 
-from mfm.graph import Structure
 from mfm.labelling import geometries
 from mfm.labelling.levels import TightBindingLevel
 from mfm.labelling.xtb import attach_calculator
+from mfm.structure import Structure
 from mfm.units import BOLTZMANN
 
 __all__ = ["ORIGINS", "Sample", "check_origins", "sample_molecule"]

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import filelock
 import numpy as np
 
-from mfm.graph import Structure
 from mfm.labelling.levels import Level, base_identifier, level_from_record
 from mfm.labelling.sampling import Sample
+from mfm.structure import Structure
 
 __all__ = ["Answer", "Job", "LabelRow", "LabelStore"]
 

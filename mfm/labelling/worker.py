@@ -4,6 +4,7 @@ Started by :mod:`mfm.labelling.run` as ``python -m mfm.labelling.worker FD MEMOR
 set beforehand, because BLAS libraries read theirs when they are loaded.
 """
 
+import contextlib
 import os
 import platform
 import resource
@@ -145,16 +146,12 @@ def _follow_parent() -> None:
 
 def serve(connection: Connection) -> None:
     """Answer jobs until the other end closes."""
-    connection.send(provenance())
-    while True:
-        try:
+    # when the supervisor has gone, the next run computes again what was in flight
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        connection.send(provenance())
+        while True:
             job, request, limit_seconds = connection.recv()
-        except (EOFError, ConnectionResetError):
-            return
-        try:
             connection.send(answer(job, request, limit_seconds))
-        except (BrokenPipeError, ConnectionResetError):  # the supervisor has gone: the next run computes this again
-            return
 
 
 def main() -> None:

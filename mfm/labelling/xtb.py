@@ -7,9 +7,9 @@ import numpy as np
 from tblite.ase import TBLite
 from tblite.interface import Calculator, Result
 
-from mfm.graph import Structure
 from mfm.labelling.levels import TightBindingLevel
 from mfm.labelling.molecule import Labels, net_force_and_torque
+from mfm.structure import Structure
 from mfm.units import BOHR, HARTREE
 
 __all__ = ["attach_calculator", "label_xtb"]

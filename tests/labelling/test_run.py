@@ -142,6 +142,13 @@ def test_a_worker_that_dies_once_loses_nothing(tmp_path: Path, monkeypatch: pyte
     assert len(store.pending()) == 1
 
 
+def test_a_worker_does_not_load_torch() -> None:
+    """Loading it takes longer than most labels."""
+    code = "import sys, mfm.labelling.worker, mfm.labelling.run; print([m for m in sys.modules if m == 'torch'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
 def test_memory_of_a_worker_is_bounded() -> None:
     """A label that wants 64 GiB in a worker of 8: a failure that says what to do."""
     code = """

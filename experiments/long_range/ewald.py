@@ -56,7 +56,9 @@ class Ewald(NamedTuple):
         kept = (squares > 0) & (squares <= (k_cutoff / unit) ** 2)
         indices, k_squared = indices[kept], unit**2 * squares[kept]
         weights = (1.0 + (indices[:, 0] > 0)) * np.exp(-k_squared / (4.0 * width**2)) / k_squared
-        phases = np.exp(1j * unit * positions @ indices.T)  # (n_atoms, n_waves)
+        table = np.exp(1j * unit * positions[:, None] * axis[:, None])  # (n_atoms, 2 n + 1, 3)
+        first, second, third = (table[:, n + indices[:, place], place] for place in range(3))
+        phases = first * second * third  # (n_atoms, n_waves)
         factors = charges @ phases
         scale = 2.0 * math.pi / self.length**3
         energy = scale * float(np.sum(weights * np.abs(factors) ** 2))
@@ -89,7 +91,8 @@ def repulsion(positions: np.ndarray, length: float, strength: float, cutoff: flo
     """
     vectors, distances, inside = nearest_images(positions, length)
     inside = inside & (distances < cutoff)
-    rest = (distances**-6 - cutoff**-6) * inside
+    inverse = 1.0 / distances**2
+    rest = (inverse**3 - cutoff**-6) * inside
     energy = 0.5 * strength * float(np.sum(rest**2))
-    slopes = 12.0 * strength * rest * distances**-8  # −dE/dr / r
+    slopes = 12.0 * strength * rest * inverse**2 * inverse**2  # −dE/dr / r
     return energy, np.einsum("ij,ijk->ik", slopes, vectors)

@@ -79,9 +79,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/long_range"), help="folder of data and models")
     parser.add_argument("--fast", action="store_true", help="a few steps of a tiny model, to see that it runs")
     options = parser.parse_args()
-    options.box = Box(4)
+    options.box, options.steps_before = Box(4), 200
     if options.fast:
-        options.box, options.n_train, options.n_test = Box(2), 4, 2
+        options.box, options.steps_before, options.n_train, options.n_test = Box(2), 0, 4, 2
     return options
 
 
@@ -97,14 +97,12 @@ def write_data(options: argparse.Namespace) -> None:
     for seed, (name, n) in enumerate((("test", options.n_test), (f"train-{options.n_train}", options.n_train))):
         path = options.work / f"ions-{name}.h5"
         if not path.exists():
-            frames = trajectory(options.box, n, seed)
+            frames = trajectory(options.box, n, seed, options.steps_before)
             write_store(path, [label(options.box, positions) for positions in frames], card)
 
 
-def trajectory(
-    box: Box, n_frames: int, seed: int, steps_between: int = 20, steps_before: int = 200
-) -> list[np.ndarray]:
-    """Positions along Langevin dynamics with all masses 30 u, frames 50 fs apart."""
+def trajectory(box: Box, n_frames: int, seed: int, steps_before: int, steps_between: int = 5) -> list[np.ndarray]:
+    """Positions along Langevin dynamics with all masses 30 u, frames 25 fs apart."""
     rng = np.random.default_rng(seed)
     time_step, friction, mass = 5.0, 0.01, 30.0 * 103.6427  # fs, 1/fs, eV fs²/Å²
     charges, length = box.charges, box.length

@@ -6,7 +6,6 @@ Figures are medians of processor time of runs that take turns; ratios are of one
 import argparse
 import json
 import math
-import platform
 import resource
 import sys
 import time
@@ -26,6 +25,7 @@ from mfm.longrange import LatentEwaldConfig
 from mfm.longrange.base import Particles
 from mfm.longrange.energy import WIDEST_WAVE, long_range_energy
 from mfm.model import Domain, MFMModel, ModelConfig, build_model
+from mfm.training.experiment import processor, write_json
 from mfm.units import COULOMB_CONSTANT
 
 DENSITY = 0.1
@@ -46,32 +46,15 @@ def main() -> int:
     parser.add_argument(
         "--direct", type=int, default=6000, help="atoms at which the mesh meets the straightforward sum"
     )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to time")
     options = parser.parse_args()
     tune_allocator()
     torch.set_num_threads(1)
-    found = {
-        "commit": tracking.code_version(),
-        "torch": torch.__version__,
-        "processor": processor(),
-        # first, because the others would raise the peak of the memory
-        "scaling": time_scaling(options.largest),
-        "batch": time_batches(options.repeats),
-        "mesh": time_mesh(options.direct, options.repeats),
-        "model": time_model(options.repeats),
-    }
-    options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    found = {"commit": tracking.code_version(), "torch": torch.__version__, "processor": processor()}
+    found |= {part: PARTS[part](options) for part in PARTS if part in options.parts}
+    write_json(options.json, found)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
     return 0
-
-
-def processor() -> str:
-    """Name of the processor, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def ions(n_atoms: int, seed: int = 0) -> tuple[AtomicGraph, Tensor]:
@@ -230,6 +213,15 @@ def time_model(repeats: int) -> dict[str, dict[str, float]]:
             "overhead": middle["long_range"] / middle["local"] - 1.0,
         }
     return found
+
+
+# scaling first, because the others would raise the peak of the memory
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "scaling": lambda options: time_scaling(options.largest),
+    "batch": lambda options: time_batches(options.repeats),
+    "mesh": lambda options: time_mesh(options.direct, options.repeats),
+    "model": lambda options: time_model(options.repeats),
+}
 
 
 if __name__ == "__main__":

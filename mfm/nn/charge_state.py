@@ -79,7 +79,8 @@ class ChargeState(nn.Module):
         if with_own_charges:
             self.own_hidden = nn.Linear(n_scalars, 32, bias=False)
             self.own_output = nn.Linear(32, n_channels, bias=False)
-            nn.init.zeros_(self.own_output.weight)
+            # not zero: charges of zero make no field, so nothing would tell in which direction they should grow
+            nn.init.normal_(self.own_output.weight, std=0.1 * self.own_hidden.out_features**-0.5)
 
     def forward(self, scalars: Tensor, graph: AtomicGraph, with_dipoles: bool = False) -> Charges:
         """Charges of all atoms from their features (n_atoms, n_scalars); their dipoles if asked for."""

@@ -137,3 +137,15 @@ def test_agreement_knows_no_sign(load) -> None:
     assert found["scale"] == pytest.approx(-2.0)
     assert found["r2_scaled"] == pytest.approx(1.0)
     assert found["r2"] == pytest.approx(0.75)
+
+
+def test_speed(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = ["--json", tmp_path / "speed.json", "--repeats", 1, "--largest", 200, "--direct", 200]
+    words += ["--parts", "scaling", "batch", "mesh"]
+    monkeypatch.setattr(sys, "argv", ["speed.py", *map(str, words)])
+    assert load("speed").main() == 0
+    found = read(tmp_path / "speed.json")
+    assert found["scaling"]["n_atoms"] == [100, 200]
+    assert found["batch"]["relative_force_error"] < 1e-6
+    assert found["batch"]["relative_force_error_loop"] < 1e-5
+    assert found["mesh"]["relative_force_error"] < 1e-3

@@ -71,7 +71,7 @@ def run_model(
     """
     if path.exists():
         return True
-    folder = Path(content["output"])
+    folder, commit = Path(content["output"]), tracking.code_version()
     config = validate(RunConfig, content)
     result = train(config, initial=initial, resume=(folder / "state.pt").exists())
     if not result.finished:
@@ -86,7 +86,7 @@ def run_model(
         **({} if describe is None else describe(model)),
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "clock": provenance["clock"],
-        "commit": tracking.code_version(),
+        "commit": commit,
         "processor": processor(),
         "train_digest": provenance["data"]["digest"],
         "test_digest": "" if test is None else test.digest,

@@ -127,7 +127,9 @@ def test_dipeptides(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     script = load("dipeptides")
     results = run(script, monkeypatch, tmp_path, "--train", tmp_path / "data.h5", "--test", tmp_path / "data.h5")
     found = read(results / "dipeptides-long-range-0.json")
-    assert found["charges_dft"]["r2_scaled"] > 0.9
+    # charges start along differences of electronegativity
+    assert found["charges_dft"]["scale"] > 0
+    assert 0.3 < found["charges_dft"]["r2_scaled"] < 1
     assert found["dipole_dft"]["rmse"] > 0
     assert "| dipole components, R² |" in capsys.readouterr().out
 

@@ -70,8 +70,9 @@ class ChargeState(nn.Module):
         self.shares = nn.Linear(n_scalars, 1, bias=False)
         # b = 1 at the start: charge then flows along differences of a, of electronegativity. Energies do not tell the
         # sign of all charges, and from charges of zero they are slow to tell anything
-        pauling = torch.tensor(ELECTRONEGATIVITY).view(-1, 1, 1).repeat(1, n_channels, 1)
-        self.pulls = nn.Parameter(-_CHARGE_PER_PAULING * pauling * _bond_function(cutoff, n_terms))
+        self.pulls = nn.Parameter(torch.zeros(len(ELECTRONEGATIVITY), n_channels, n_terms))
+        pauling = torch.tensor(ELECTRONEGATIVITY).unsqueeze(1)
+        self.pulls.data[:, 0] = -_CHARGE_PER_PAULING * pauling * _bond_function(cutoff, n_terms)
         nn.init.normal_(self.donors.weight, std=0.1 * n_scalars**-0.5)
         nn.init.zeros_(self.acceptors.weight)
         nn.init.zeros_(self.shares.weight)

@@ -9,15 +9,20 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from mfm.evaluation.evaluate import batched
 from mfm.graph import Structure, build_graph
+from mfm.longrange.response import PER_ATOM
 from mfm.model import MFMModel
 
 __all__ = ["predict_file", "predict_structures"]
 
 
 def predict_structures(
-    model: MFMModel, structures: Iterable[Structure], fidelities: Sequence[str] | None = None, forces: bool = True
+    model: MFMModel,
+    structures: Iterable[Structure],
+    fidelities: Sequence[str] | None = None,
+    forces: bool = True,
+    quantities: Sequence[str] = (),
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Total energies and forces, structure by structure, computed in batches.
+    """Total energies, forces and quantities, structure by structure, computed in batches.
 
     Parameters
     ----------
@@ -25,11 +30,13 @@ def predict_structures(
         Levels to predict; all if not given.
     forces : bool
         Whether forces are wanted too.
+    quantities : sequence of str
+        What the long-range part knows, such as ``charges_dft``; see :func:`mfm.longrange.response.quantity`.
 
     Yields
     ------
     dict
-        ``energy_{fidelity}`` (), eV, and ``forces_{fidelity}`` (n_atoms, 3), eV/Å.
+        ``energy_{fidelity}`` (), eV, ``forces_{fidelity}`` (n_atoms, 3), eV/Å, and the quantities.
 
     Raises
     ------
@@ -50,11 +57,14 @@ def predict_structures(
             yield structure
 
     for batch in batched(build_graph(structure, model.cutoff, dtype=model.dtype) for structure in checked()):
-        outputs = {name: value.cpu() for name, value in model.predict(batch.to(device), tasks, derivatives).items()}
+        outputs = model.predict(batch.to(device), tasks, derivatives, quantities)
+        outputs = {name: value.cpu() for name, value in outputs.items()}
         bounds = batch.ptr.tolist()
         for i in range(batch.n_structures):
             found = {task: outputs[task][i].numpy() for task in tasks}
-            found |= {name: outputs[name][bounds[i] : bounds[i + 1]].numpy() for name in derivatives}
+            for name in (*derivatives, *quantities):
+                per_atom = name in derivatives or name.rpartition("_")[0] in PER_ATOM
+                found[name] = (outputs[name][bounds[i] : bounds[i + 1]] if per_atom else outputs[name][i]).numpy()
             yield found
 
 

@@ -13,12 +13,13 @@ from mfm.longrange.kernels import Kernel, background, self_potential
 from mfm.longrange.lattice import Lattice, check_periodicity, make_lattice
 from mfm.longrange.mesh import mesh_shapes, mesh_sum
 
-__all__ = ["MESH_SPACING", "long_range_energy"]
+__all__ = ["MESH_SPACING", "WIDEST_WAVE", "long_range_energy"]
 
 MESH_SPACING = 0.45
 """Spacing of the mesh in units of the smallest width; the relative error of the forces is then about 1e-4."""
-_WIDEST_WAVE = 5.6
-"""Product of `k_cutoff` and the smallest width that callers keep to; ties the mesh to `k_cutoff`."""
+WIDEST_WAVE = 5.6
+"""k_c σ: the end of the sums in reciprocal space that goes with a smallest width. Where the window begins to fall,
+e^{−(0.9 · 5.6)²/2} = 3e-6 of a wave's weight is left."""
 
 
 def long_range_energy(
@@ -38,7 +39,7 @@ def long_range_energy(
         Gives cells and periodicity. A field ``reference_cell`` (n_structures, 3, 3), if there is one, sets the mesh, so
         that it stays the same while the cell breathes.
     k_cutoff : float, Å⁻¹
-        End of the exact sum in reciprocal space.
+        End of the exact sum in reciprocal space, :data:`WIDEST_WAVE` over the smallest width; sets the mesh too.
     mesh_above : int
         Structures with more atoms are summed on a mesh.
 
@@ -105,7 +106,7 @@ def _lattice_sums(
     if not bool(is_large.any()):
         return energies
     large = is_large.nonzero().squeeze(1).tolist()
-    shapes = mesh_shapes(reference[is_large], MESH_SPACING * _WIDEST_WAVE / k_cutoff)
+    shapes = mesh_shapes(reference[is_large], MESH_SPACING * WIDEST_WAVE / k_cutoff)
     for shape in dict.fromkeys(shapes):
         mask = torch.zeros_like(is_large)
         mask[[number for number, other in zip(large, shapes, strict=True) if other == shape]] = True

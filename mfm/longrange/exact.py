@@ -3,20 +3,32 @@
 With n_a the indices of a wave vector and s the fractional coordinates, e^{ik·r} = Π_a (cos + i sin)(2π n_a s_a). The
 sums over atoms T = Σ_i q_i t_x t_y t_z, where each t is a cosine or a sine and all n_a ≥ 0, are one real matrix product
 per structure and element, between the outer product of two short tables and the third. The structure factors of the
-four octants that make a half space follow from the eight kinds of T by additions.
+four octants that make a half space follow from the eight kinds of T by additions. Atoms come last in all tables, so
+that products and sums over the other axes run over contiguous memory.
 """
 
+import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mfm.longrange.base import Particles
 from mfm.longrange.kernels import Kernel
-from mfm.longrange.lattice import Lattice, fractional, interaction, n_waves, wave_numbers_squared
+from mfm.longrange.lattice import Lattice, interaction, n_waves, wave_numbers_squared
+from mfm.longrange.triple import triple_sum
 
 __all__ = ["exact_sum"]
+
+_SIGNS = [(1, *signs) for signs in itertools.product((1, -1), repeat=2)]
+"""Of the indices in the four octants of a half space."""
+_KINDS = list(itertools.product((0, 1), repeat=3))
+"""Of the products of cosines (0) and sines (1)."""
+_PHASES = [[1j ** sum(kind) * math.prod(s**k for s, k in zip(signs, kind, strict=True)) for kind in _KINDS]
+           for signs in _SIGNS]  # fmt: skip
+_WEIGHTS = [[phase.real for phase in row] for row in _PHASES] + [[phase.imag for phase in row] for row in _PHASES]
+"""Of the kinds in the real parts of S in the four octants, then in the imaginary: the product of (c ± i s)."""
 
 
 def exact_sum(kernel: Kernel, particles: Particles, lattice: Lattice, k_cutoff: float) -> Tensor:
@@ -38,37 +50,54 @@ def exact_sum(kernel: Kernel, particles: Particles, lattice: Lattice, k_cutoff: 
     keys, groups = torch.unique(key, return_inverse=True)
     order, counts = torch.argsort(groups, stable=True), torch.bincount(groups, minlength=len(keys))
     first_atoms = order.index_select(0, torch.cumsum(counts, 0) - counts)
-
-    angles = 2.0 * math.pi * fractional(particles.positions, particles.structures, lattice)
-    products = _trigonometric_sums(particles, angles, reach, _padding(groups, order, counts)).double()
-    factors = _octants(products)  # (2, n_groups, n_channels, n_waves)
-
-    indices, multiplicity = _half_space(reach, angles.device)
-    k_squared = wave_numbers_squared(lattice, indices)
     group_structures = particles.structures.index_select(0, first_atoms)
-    value = multiplicity * interaction(kernel, lattice, k_squared, indices, k_cutoff, particles.widths[0])
+
+    waves = _half_space(lattice, reach, k_cutoff)
+    inverse = lattice.inverse.index_select(0, group_structures)
+    sums = _trigonometric_sums(particles, inverse, reach, _padding(groups, order, counts))
+    factors = _structure_factors(sums, waves.octant, reach)  # (n_groups, n_channels, 2, n_waves)
+
+    k_squared = waves.k_squared
+    value = waves.multiplicity * interaction(kernel, lattice, k_squared, waves.indices, k_cutoff, particles.widths[0])
     spreads = particles.widths.index_select(0, first_atoms).square().unsqueeze(1)
     if len(keys) > n_structures:
         if kernel == "coulomb":
-            factors = factors * torch.exp(-0.25 * spreads * k_squared.index_select(0, group_structures)).unsqueeze(1)
-        total = factors.new_zeros(2, n_structures, *factors.shape[2:])
-        factors = total.index_add(1, group_structures, factors)
+            gaussians = torch.exp(-0.25 * spreads * k_squared.index_select(0, group_structures))
+            factors = factors * gaussians.to(factors.dtype)[:, None, None]
+        total = factors.new_zeros(n_structures, *factors.shape[1:])
+        factors = total.index_add(0, group_structures, factors)
     elif kernel == "coulomb":
         value = value * torch.exp(-0.5 * spreads * k_squared)
-    power = factors.square().sum(dim=(0, 2))  # (n_structures, n_waves)
+    power = factors.square().sum(dim=(1, 2))  # (n_structures, n_waves)
     return 0.5 * (value * power).sum(dim=1) / lattice.volume
 
 
-def _half_space(reach: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices of a half space, (n_waves, 3), in the order of :func:`_octants`, and how many waves each stands for.
+class _Waves(NamedTuple):
+    """A half space of wave vectors: an octant with n_a ≥ 0, four times with the signs of n_y and n_z."""
 
-    The four octants differ in the signs of n₂ and n₃; where one of these is zero, octants share a wave.
-    """
-    axes = [torch.arange(n + 1, device=device, dtype=torch.float64) for n in reach]
-    octant = torch.cartesian_prod(*axes)
-    signs = torch.tensor([[1.0, y, z] for y in (1.0, -1.0) for z in (1.0, -1.0)], device=device, dtype=torch.float64)
-    multiplicity = (1.0 + (octant[:, 0] > 0)) / ((1.0 + (octant[:, 1] == 0)) * (1.0 + (octant[:, 2] == 0)))
-    return (signs[:, None] * octant).flatten(0, 1), multiplicity.repeat(4)
+    octant: Tensor
+    """(n_points, 3), int64."""
+    indices: Tensor
+    """(n_waves, 3), float64, n_waves = 4 n_points, the signs of n_y and n_z in the order ++, +−, −+, −−."""
+    multiplicity: Tensor
+    """(n_waves,): how many waves of the whole space each stands for."""
+    k_squared: Tensor
+    """(n_structures, n_waves), Å⁻²."""
+
+
+def _half_space(lattice: Lattice, reach: tuple[int, int, int], k_cutoff: float) -> _Waves:
+    """Points that are, with some of the signs, within the cutoff of some structure."""
+    octant = torch.cartesian_prod(*(torch.arange(n + 1, device=lattice.cell.device) for n in reach))
+    signs = torch.tensor(_SIGNS, dtype=torch.float64, device=octant.device)
+    indices = signs.unsqueeze(1) * octant  # (4, n_points, 3)
+    k_squared = wave_numbers_squared(lattice, indices.flatten(0, 1)).unflatten(1, (4, -1))
+    inside = (k_squared.detach().amin(dim=(0, 1)) < k_cutoff**2).nonzero().squeeze(1)
+    octant, indices = octant.index_select(0, inside), indices.index_select(1, inside)
+    # where n_y or n_z is zero, octants share a wave
+    is_zero = (octant == 0).double()
+    multiplicity = (2.0 - is_zero[:, 0]) / ((1.0 + is_zero[:, 1]) * (1.0 + is_zero[:, 2]))
+    k_squared = k_squared.index_select(2, inside).flatten(1)
+    return _Waves(octant, indices.flatten(0, 1), multiplicity.repeat(4), k_squared)
 
 
 def _padding(groups: Tensor, order: Tensor, counts: Tensor) -> Tensor:
@@ -81,54 +110,64 @@ def _padding(groups: Tensor, order: Tensor, counts: Tensor) -> Tensor:
     return table
 
 
-def _trigonometric_sums(particles: Particles, angles: Tensor, reach: tuple[int, int, int], rows: Tensor) -> Tensor:
-    """T for each group: (n_groups, n_channels, 2, n_x, 2, n_y, 2, n_z), cosine before sine on the axes of length 2."""
-    amplitudes = particles.amplitudes.to(particles.precision)
-    (n_groups, n_slots), n_channels = rows.shape, amplitudes.shape[1]
-    tables = []
-    for axis, n in enumerate(reach):
-        # of angles within one turn: a float32 of a large one has lost its last digits
-        turns = torch.remainder(angles[:, axis : axis + 1], 2.0 * math.pi) * torch.arange(n + 1, device=angles.device)
-        phases = turns.to(particles.precision)
-        tables.append(torch.cat([torch.cos(phases), torch.sin(phases)], dim=1))  # (n_atoms, 2 (n + 1))
-    first, second, third = tables
-    weighted = (amplitudes.unsqueeze(2) * third.unsqueeze(1)).flatten(1)  # (n_atoms, n_channels 2 n_z)
-    if n_groups > 1:
-        slots = rows.clamp(min=0).flatten()
-        first, second = first.index_select(0, slots), second.index_select(0, slots)
-        # an empty slot holds another atom's phases, with amplitude zero
-        weighted = weighted.index_select(0, slots) * (rows >= 0).to(weighted.dtype).view(-1, 1)
-    plane = _OuterProduct.apply(first, second).view(n_groups, n_slots, -1)
-    sums = torch.bmm(weighted.view(n_groups, n_slots, -1).transpose(1, 2), plane)
-    n_x, n_y, n_z = (n + 1 for n in reach)
-    return sums.view(n_groups, n_channels, 2, n_z, 2, n_x, 2, n_y).permute(0, 1, 4, 5, 6, 7, 2, 3)
+def _trigonometric_sums(particles: Particles, inverse: Tensor, reach: tuple[int, int, int], rows: Tensor) -> Tensor:
+    """T for each group: (n_groups, n_channels, 2 n_z 2 n_x 2 n_y), cosine before sine on the axes of length 2.
 
-
-class _OuterProduct(torch.autograd.Function):
-    """(n, a), (n, b) → (n, a, b). Derivatives by matrix products: those of a broadcast product fill more tables."""
-
-    @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
-        ctx.save_for_backward(first, second)
-        return first.unsqueeze(2) * second.unsqueeze(1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = ctx.saved_tensors
-        of_first = torch.bmm(gradient, second.unsqueeze(2)).squeeze(2)
-        return of_first, torch.bmm(first.unsqueeze(1), gradient).squeeze(1)
-
-
-def _octants(sums: Tensor) -> Tensor:
-    """Real and imaginary part of the structure factors: (2, n_groups, n_channels, 4 n_x n_y n_z).
-
-    S = Σ q (c_x + i s_x)(c_y ± i s_y)(c_z ± i s_z), the signs in the order ++, +−, −+, −−.
+    Parameters
+    ----------
+    inverse : (n_groups, 3, 3), Å⁻¹
+        Inverse cell of each group's structure.
+    rows : (n_groups, n_slots)
+        Its atoms, −1 where a slot is empty.
     """
-    kinds = sums.permute(2, 4, 6, 0, 1, 3, 5, 7).flatten(5).flatten(0, 2)  # (8, n_groups, n_channels, n_x n_y n_z)
-    ccc, ccs, csc, css, scc, scs, ssc, sss = kinds.unbind(0)
-    # pairs that change sign together, so that the four octants share their sums
-    even, odd = (ccc - css, ccc + css), (ssc + scs, ssc - scs)
-    real = [even[0] - odd[0], even[1] - odd[1], even[1] + odd[1], even[0] + odd[0]]
-    flat, tilted = (scc - sss, scc + sss), (csc + ccs, csc - ccs)
-    imaginary = [flat[0] + tilted[0], flat[1] + tilted[1], flat[1] - tilted[1], flat[0] - tilted[0]]
-    return torch.stack([torch.cat(real, dim=2), torch.cat(imaginary, dim=2)])
+    n_groups, n_slots = rows.shape
+    slots = rows.clamp(min=0).flatten()
+    positions = particles.positions.index_select(0, slots).view(n_groups, n_slots, 3)
+    # an empty slot holds another atom's phases, with amplitude zero
+    amplitudes = particles.amplitudes.index_select(0, slots) * (rows >= 0).view(-1, 1)
+    amplitudes = amplitudes.to(particles.precision).view(n_groups, n_slots, -1).transpose(1, 2)
+    turns = torch.bmm(inverse.transpose(1, 2), positions.transpose(1, 2))  # (n_groups, 3, n_slots)
+    first, second, third = (
+        _Phases.apply(turns[:, axis], n, particles.precision) for axis, n in enumerate(reach)
+    )  # (n_groups, 2 (n + 1), n_slots)
+    weighted = (amplitudes.unsqueeze(2) * third.unsqueeze(1)).flatten(1, 2)
+    return triple_sum(first, second, weighted).view(n_groups, amplitudes.shape[1], -1)
+
+
+class _Phases(torch.autograd.Function):
+    """(n_groups, n_slots) turns → cos 2πns before sin 2πns for n = 0 … `reach`: (n_groups, 2 (reach + 1), n_slots).
+
+    Angles are reduced to half a turn in float64: a float32 of a large one has lost its last digits. The derivatives of
+    the table are the table itself with halves exchanged.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, turns: Tensor, reach: int, precision: torch.dtype) -> Tensor:
+        multiples = turns.unsqueeze(1) * torch.arange(reach + 1, device=turns.device).unsqueeze(1)
+        angles = (2.0 * math.pi * (multiples - multiples.round())).to(precision)
+        table = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
+        ctx.save_for_backward(table)
+        return table
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (table,) = ctx.saved_tensors
+        (cosines, sines), (of_cosines, of_sines) = table.chunk(2, dim=1), gradient.chunk(2, dim=1)
+        speeds = 2.0 * math.pi * torch.arange(cosines.shape[1], device=table.device, dtype=table.dtype)
+        slopes = speeds.unsqueeze(1) * (cosines * of_sines - sines * of_cosines)
+        return slopes.sum(dim=1).double(), None, None
+
+
+def _structure_factors(sums: Tensor, octant: Tensor, reach: tuple[int, int, int]) -> Tensor:
+    """Real and imaginary part of S: (n_groups, n_channels, 2, n_waves).
+
+    S = Σ q (c_x + i s_x)(c_y ± i s_y)(c_z ± i s_z).
+    """
+    n_x, n_y, n_z = (n + 1 for n in reach)
+    strides = octant.new_tensor([2 * n_y, 1, 4 * n_x * n_y])
+    # where each axis has its sines, from ccc to sss
+    sines = octant.new_tensor(_KINDS) * octant.new_tensor([n_x, n_y, n_z])
+    places = ((sines.unsqueeze(1) + octant) * strides).sum(dim=2).flatten()
+    kinds = sums.flatten(0, 1).index_select(1, places).view(-1, 8, len(octant))
+    weights = sums.new_tensor(_WEIGHTS).expand(len(kinds), 8, 8)
+    return torch.bmm(weights, kinds).view(*sums.shape[:2], 2, -1)

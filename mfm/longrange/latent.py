@@ -14,13 +14,10 @@ from torch import Tensor, nn
 from mfm.config import Config
 from mfm.graph import AtomicGraph
 from mfm.longrange.base import Particles
-from mfm.longrange.energy import long_range_energy
+from mfm.longrange.energy import WIDEST_WAVE, long_range_energy
 from mfm.nn.charge_state import Charges, ChargeState
 
 __all__ = ["LatentEwald", "LatentEwaldConfig", "LongRange", "LongRangeOfTasks"]
-
-ACCURACY = 5.6
-"""k_c σ of the sums in reciprocal space: e^{−(0.9 · 5.6)²/2} = 3e-6 of the weight is left where the window falls."""
 
 
 class LatentEwaldConfig(Config):
@@ -96,7 +93,7 @@ class LatentEwald(nn.Module):
     def forward(self, scalars: Tensor, graph: AtomicGraph, with_dipoles: bool = False) -> LongRange:
         """Energy and charges from the backbone's scalars (n_atoms, n_scalars)."""
         config = self.config
-        k_cutoff = ACCURACY / config.smallest_width
+        k_cutoff = WIDEST_WAVE / config.smallest_width
         state = self.state(scalars, graph, with_dipoles)
         numbers, positions = graph.atomic_numbers, graph.positions.double()
         widths = self.widths().index_select(0, numbers)

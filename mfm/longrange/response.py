@@ -7,10 +7,21 @@ from mfm.graph import AtomicGraph
 from mfm.longrange.latent import LongRange
 from mfm.nn.charge_state import Charges
 
-__all__ = ["NEED_DIPOLES", "QUANTITIES", "born_effective_charges", "dipole", "field_energy", "polarisation", "quantity"]
+__all__ = [
+    "NEED_DIPOLES",
+    "PER_ATOM",
+    "QUANTITIES",
+    "born_effective_charges",
+    "dipole",
+    "field_energy",
+    "polarisation",
+    "quantity",
+]
 
 QUANTITIES = ("charges", "dipole", "born_effective_charges", "energy_long_range", "charge_residual")
 """What can be asked of a model beside energies and their derivatives."""
+PER_ATOM = ("charges", "born_effective_charges")
+"""Those with a row per atom; the others have one per structure."""
 NEED_DIPOLES = ("dipole", "born_effective_charges")
 """Those that need the dipoles of the charge transfers."""
 

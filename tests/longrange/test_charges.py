@@ -13,6 +13,7 @@ from mfm.fidelity import LevelOfTheory
 from mfm.graph import AtomicGraph, Structure, build_graph, collate
 from mfm.longrange import LatentEwaldConfig
 from mfm.model import Domain, MFMModel, ModelConfig, build_model
+from mfm.nn.charge_state import ChargeState
 
 CUTOFF = 4.0
 
@@ -236,3 +237,14 @@ def test_requests_that_cannot_be_met() -> None:
         bare.predict(graph_of(WATER, electric_field=torch.zeros(1, 3)))
     with pytest.raises(ValueError, match=r"`smallest_width` must be below `largest_width`, got 2\.0 and 1\.5"):
         LatentEwaldConfig(smallest_width=2.0, largest_width=1.5)
+
+
+def test_charges_start_as_bond_dipoles_along_electronegativity() -> None:
+    positions = np.array([[0.0, 0.0, 0.0], [0.76, 0.59, 0.0], [-0.76, 0.59, 0.0]])
+    graph = build_graph(Structure(np.array([8, 1, 1]), positions), 5.0, dtype=torch.float64)
+    state = ChargeState(16, 5.0, n_channels=2).double()
+    charges = state(torch.zeros(3, 16, dtype=torch.float64), graph).charges
+    # 0.75 e × (3.44 − 2.20) e^{−r²/2ℓ²} for each bond, up to the four terms of the basis and its envelope
+    bond = 0.75 * 1.24 * np.exp(-0.5 * (0.96 / 0.95) ** 2)
+    assert charges[:, 0].tolist() == pytest.approx([-2.0 * bond, bond, bond], rel=0.1)
+    assert charges[:, 1].abs().max() == 0.0

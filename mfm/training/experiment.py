@@ -1,0 +1,129 @@
+"""What the scripts under experiments/ share: a model is trained once, can be resumed, and leaves one JSON file."""
+
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mfm import tracking
+from mfm.allocator import tune_allocator
+from mfm.checkpoint import load_model, read_provenance
+from mfm.config import validate
+from mfm.model import MFMModel
+from mfm.training.recipe import RunConfig
+from mfm.training.run import train
+
+__all__ = ["FAST_STEPS", "TINY_BACKBONE", "begin", "processor", "run_model", "summary", "write_json"]
+
+TINY_BACKBONE = {
+    "n_layers": 1,
+    "n_channels": 8,
+    "n_product_channels": 8,
+    "n_message_channels": 4,
+    "n_transport_channels": 4,
+}
+"""Backbone of smoke runs."""
+FAST_STEPS = 5
+"""Optimiser steps of a stage in smoke runs."""
+
+
+def begin() -> None:
+    """Set up the process of an experiment: log on standard error, allocator, one thread."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("mfm").setLevel(logging.INFO)
+    tune_allocator()
+    torch.set_num_threads(1)
+
+
+def run_model(
+    content: Mapping[str, Any],
+    path: Path,
+    labels: Mapping[str, Any] | None = None,
+    describe: Callable[[MFMModel], Mapping[str, Any]] | None = None,
+    initial: Path | None = None,
+) -> bool:
+    """Train and test one model, or the rest of it; writes its JSON file last.
+
+    Parameters
+    ----------
+    content : mapping
+        The run, as :class:`mfm.training.recipe.RunConfig` takes it; it must name its `output`.
+    path : Path
+        File to write. If it is there already, nothing is trained.
+    labels : mapping, optional
+        What tells the model apart from others, such as its seed; written as it is.
+    describe : callable, optional
+        Gives more to write from the trained model.
+    initial : Path, optional
+        Checkpoint to start from.
+
+    Returns
+    -------
+    bool
+        Whether the model is finished; False if it was interrupted and can be resumed by the same call.
+    """
+    if path.exists():
+        return True
+    folder, commit = Path(content["output"]), tracking.code_version()
+    config = validate(RunConfig, content)
+    result = train(config, initial=initial, resume=(folder / "state.pt").exists())
+    if not result.finished:
+        return False
+    model = load_model(result.checkpoint)
+    last = [stage for stage in config.stages if not stage.skip][-1]
+    provenance = read_provenance(folder / f"stage-{last.name}.mfm")
+    test = result.evaluations.get("test")
+    found = {
+        **(labels or {}),
+        "metrics": {} if test is None else test.metrics,
+        **({} if describe is None else describe(model)),
+        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "clock": provenance["clock"],
+        "commit": commit,
+        "processor": processor(),
+        "train_digest": provenance["data"]["digest"],
+        "test_digest": "" if test is None else test.digest,
+    }
+    write_json(path, found)
+    return True
+
+
+def write_json(path: Path, found: Mapping[str, Any]) -> None:
+    """Write a result, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1, default=float) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def processor() -> str:
+    """Name of the processor, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def summary(found: list[float], digits: int = 1) -> str:
+    """Mean and, of several, range.
+
+    Examples
+    --------
+    >>> summary([1.0, 2.0])
+    '1.5 (1.0 to 2.0)'
+    >>> summary([1.0], 2)
+    '1.00'
+    """
+    if not found:
+        return ""
+    mean = f"{np.mean(found):.{digits}f}"
+    return mean + (f" ({min(found):.{digits}f} to {max(found):.{digits}f})" if len(found) > 1 else "")

@@ -7,23 +7,15 @@ of CCSD(T) energies. One JSON file per model; a model that is there is not train
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from mfm import tracking
-from mfm.allocator import tune_allocator
-from mfm.checkpoint import load_model, read_provenance
-from mfm.config import apply_overrides, read_yaml, validate
+from mfm.config import apply_overrides, read_yaml
 from mfm.data import Record, Store, open_dataset
 from mfm.evaluation.evaluate import evaluate
 from mfm.model import MFMModel
-from mfm.training.recipe import RunConfig
-from mfm.training.run import train
+from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model, summary
 
 HERE = Path(__file__).parent
 MODELS: dict[str, dict[str, Any]] = {
@@ -39,15 +31,11 @@ FORCES = "builtin:ccsdt-forces"
 def main() -> int:
     """Train what is missing, then write the table."""
     options = parse_arguments()
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("mfm").setLevel(logging.INFO)
-    tune_allocator()
-    torch.set_num_threads(1)
+    begin()
     options.results.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         for name in options.models:
-            path = options.results / f"{name}-{seed}.json"
-            if not path.exists() and not run_model(name, seed, options, path):
+            if not run(name, seed, options):
                 return 130
     table = report(options.results)
     (options.results / "table.md").write_text(table, encoding="utf-8")
@@ -67,8 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.fast:
         options.seeds = [0]
-        tiny = "{n_layers: 1, n_channels: 8, n_product_channels: 8, n_message_channels: 4, n_transport_channels: 4}"
-        options.overrides = [f"model.backbone={tiny}", "validations=1", "tracking=none", *options.overrides]
+        options.overrides = [f"model.backbone={TINY_BACKBONE}", "validations=1", "tracking=none", *options.overrides]
     return options
 
 
@@ -77,37 +64,23 @@ def stages(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for stage, share in SHARES.get(name, {"joint": 1.0}).items():
         tasks = ["energy_xtb"] if stage == "xtb" else [task for task in MODELS[name] if task != "energy_xtb"]
-        length = {"max_steps": 5} if options.fast else {"max_minutes": options.minutes * share}
+        length = {"max_steps": FAST_STEPS} if options.fast else {"max_minutes": options.minutes * share}
         # what the first stage learned is worth keeping: a third of the default rate from then on
         rate = {"lr": 1e-3} if found else {}
         found.append({"name": stage, "tasks": tasks, **length, **rate})
     return found
 
 
-def run_model(name: str, seed: int, options: argparse.Namespace, path: Path) -> bool:
-    """Train and test one model; writes its JSON file last. Returns whether it was finished."""
-    folder = options.work / f"{name}-{seed}"
+def run(name: str, seed: int, options: argparse.Namespace) -> bool:
+    """Train and test one model; returns whether it was finished."""
     content = apply_overrides(read_yaml(HERE / "run.yaml"), options.overrides)
-    content |= {"name": f"chno-mini-{name}-{seed}", "tasks": MODELS[name], "seed": seed, "output": str(folder)}
-    content["stages"] = stages(name, options)
-    result = train(validate(RunConfig, content), resume=(folder / "state.pt").exists())
-    if not result.finished:
-        return False
-    model = load_model(result.checkpoint)
-    parts = [read_provenance(folder / f"stage-{stage['name']}.mfm") for stage in content["stages"]]
-    found = {
-        "model": name,
-        "seed": seed,
-        "test": result.evaluations["test"].metrics,
-        "forces_against_ccsdt": {f"forces_{level}": compare_forces(model, level) for level in model.fidelities},
-        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "clock": {key: sum(part["clock"][key] for part in parts) for key in ("step", "seconds")},
-        "commit": tracking.code_version(),
-        "train_digest": parts[-1]["data"]["digest"],
-        "test_digest": result.evaluations["test"].digest,
-    }
-    path.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    return True
+    content |= {"name": f"chno-mini-{name}-{seed}", "tasks": MODELS[name], "stages": stages(name, options)}
+    content |= {"seed": seed, "output": str(options.work / f"{name}-{seed}")}
+
+    def describe(model: MFMModel) -> dict[str, Any]:
+        return {"forces_against_ccsdt": {f"forces_{f}": compare_forces(model, f) for f in model.fidelities}}
+
+    return run_model(content, options.results / f"{name}-{seed}.json", {"model": name, "seed": seed}, describe)
 
 
 def compare_forces(model: MFMModel, fidelity: str) -> dict[str, float]:
@@ -126,10 +99,10 @@ def report(results: Path) -> str:
     """Markdown table, means and ranges over seeds."""
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*-*.json"))]
     rows = [
-        ("CCSD(T) energy MAE, held-out molecules, meV", lambda c: c["test"]["energy_ccsdt"]["mae_mev"]),
-        ("CCSD(T) energy MAE, meV/atom", lambda c: c["test"]["energy_ccsdt"]["mae_mev_per_atom"]),
-        ("DFT energy MAE, meV", lambda c: c["test"]["energy_dft"]["mae_mev"]),
-        ("DFT force MAE, meV/Å", lambda c: c["test"]["forces_dft"]["mae_mev_per_angstrom"]),
+        ("CCSD(T) energy MAE, held-out molecules, meV", lambda c: c["metrics"]["energy_ccsdt"]["mae_mev"]),
+        ("CCSD(T) energy MAE, meV/atom", lambda c: c["metrics"]["energy_ccsdt"]["mae_mev_per_atom"]),
+        ("DFT energy MAE, meV", lambda c: c["metrics"]["energy_dft"]["mae_mev"]),
+        ("DFT force MAE, meV/Å", lambda c: c["metrics"]["forces_dft"]["mae_mev_per_angstrom"]),
         ("CCSD(T) head against CCSD(T) forces, MAE, meV/Å",
          lambda c: c["forces_against_ccsdt"]["forces_ccsdt"]["mae_mev_per_angstrom"]),
         ("DFT head against CCSD(T) forces, MAE, meV/Å",
@@ -146,13 +119,6 @@ def report(results: Path) -> str:
             columns.append("" if needs_dft and name == "ccsdt-only" else summary([pick(cell) for cell in mine]))
         lines.append(f"| {title} | " + " | ".join(columns) + " |")
     return "\n".join(lines) + "\n"
-
-
-def summary(found: list[float]) -> str:
-    """Mean and range over seeds."""
-    if not found:
-        return ""
-    return f"{np.mean(found):.1f}" + (f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ the test at both levels. One JSON file per cell; a cell that is there is not com
 
 import argparse
 import json
-import logging
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -14,17 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mfm import tracking
-from mfm.allocator import tune_allocator
-from mfm.checkpoint import read_provenance
-from mfm.config import validate
 from mfm.data import Record, open_dataset, write_store
-from mfm.training.recipe import RunConfig
-from mfm.training.run import train
+from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model, summary
 
 HERE = Path(__file__).parent
 SIZES = (10, 25, 50, 100, 200)
@@ -66,7 +59,7 @@ class Cell(NamedTuple):
 def main() -> int:
     """Train what is missing, then write the table and the figure."""
     options = parse_arguments()
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
+    begin()
     plan = make_plan(options)
     write_data(plan.work, options.sizes)
     joins = [join for join in options.joins if join != "cc-only"]
@@ -89,8 +82,8 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=6.0, help="CPU-minutes of the B3LYP stage")
-    parser.add_argument("--joint-minutes", type=float, default=2.0, help="CPU-minutes of the joint stage")
+    parser.add_argument("--steps", type=int, default=6000, help="optimiser steps of the B3LYP stage")
+    parser.add_argument("--joint-steps", type=int, default=2000, help="optimiser steps of the joint stage")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of CCSD(T)-F12 energies")
     parser.add_argument("--joins", nargs="+", choices=JOINS, default=list(JOINS))
     parser.add_argument("--seeds", type=int, default=3)
@@ -107,14 +100,12 @@ def parse_arguments() -> argparse.Namespace:
 def make_plan(options: argparse.Namespace) -> Plan:
     settings: dict[str, Any] = {"device": "cpu", "validations": 1, "batch": {"structures": 5}}
     if options.fast:
-        tiny = {"n_layers": 1, "n_channels": 8, "n_product_channels": 8, "n_message_channels": 4}
-        settings |= {"tracking": "none", "model": {"backbone": {**tiny, "n_transport_channels": 4}}}
-        lengths = [{"max_steps": 10}] * 3
+        settings |= {"tracking": "none", "model": {"backbone": TINY_BACKBONE}}
+        options.steps = options.joint_steps = FAST_STEPS
     else:
         settings |= {"tracking": {"experiment": "h2co_transfer"}}
-        # the coupled-cluster model alone is trained as long as the two stages of the others together
-        minutes = (options.minutes, options.joint_minutes, options.minutes + options.joint_minutes)
-        lengths = [{"max_minutes": amount} for amount in minutes]
+    # the coupled-cluster model alone is trained as long as the two stages of the others together
+    lengths = [{"max_steps": n} for n in (options.steps, options.joint_steps, options.steps + options.joint_steps)]
     options.results.mkdir(parents=True, exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
     return Plan(
@@ -122,8 +113,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         options.results,
         {"name": "dft", "tasks": ["energy_dft"], **lengths[0]},
         {"name": "joint", "lr": 1e-3, **lengths[1]},
-        # energies alone of a few, in part very distorted, geometries: at the default rate some seeds diverge
-        {"name": "alone", "lr": 1e-3, **lengths[2]},
+        {"name": "alone", **lengths[2]},
         settings,
     )
 
@@ -158,8 +148,7 @@ def keep(record: Record, tasks: list[str]) -> Record:
 
 def run_cell(plan: Plan, cell: Cell) -> None:
     """Train and test one model; writes its JSON file last."""
-    tune_allocator()
-    torch.set_num_threads(1)
+    begin()  # once more, in a process of its own
     if cell.join == "dft":
         tasks, stage, data, parent = {"energy_dft": {}}, plan.dft_stage, "train-0", None
     elif cell.join == "cc-only":
@@ -171,30 +160,17 @@ def run_cell(plan: Plan, cell: Cell) -> None:
     if parent is not None:
         settings["batch"] = {**settings["batch"], "ratios": {"dft": 3, "ccsdt": 1}}
         settings.pop("model", None)
-    folder = plan.work / cell.name
     content = {
         "name": cell.name,
         "data": {"train": str(plan.work / f"{data}.h5"), "test": str(plan.work / "test.h5"), "valid_fraction": 0},
         "tasks": tasks,
         "stages": [stage],
         "seed": cell.seed,
-        "output": str(folder),
+        "output": str(plan.work / cell.name),
         **settings,
     }
-    config = validate(RunConfig, content)
-    result = train(config, initial=parent, resume=(folder / "state.pt").exists())
-    if not result.finished:
+    if not run_model(content, plan.results / f"{cell.name}.json", cell._asdict(), initial=parent):
         raise KeyboardInterrupt
-    provenance = read_provenance(folder / f"stage-{stage['name']}.mfm")
-    found = {
-        **cell._asdict(),
-        "metrics": result.evaluations["test"].metrics,
-        "clock": provenance["clock"],
-        "commit": tracking.code_version(),
-        "train_digest": provenance["data"]["digest"],
-        "test_digest": result.evaluations["test"].digest,
-    }
-    (plan.results / f"{cell.name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def report(plan: Plan, options: argparse.Namespace) -> None:
@@ -210,17 +186,10 @@ def report(plan: Plan, options: argparse.Namespace) -> None:
     for quantity, unit in (("energy", "meV"), ("forces", "meV/Å")):
         for n in options.sizes:
             row = [values.get((quantity, join, n), []) for join in options.joins]
-            lines.append(f"| {n} | {quantity} MAE, {unit} | " + " | ".join(summary(found) for found in row) + " |")
+            lines.append(f"| {n} | {quantity} MAE, {unit} | " + " | ".join(summary(found, 2) for found in row) + " |")
     (plan.results / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     draw(values, options, plan.results / "figure.png")
-
-
-def summary(found: list[float]) -> str:
-    """Mean and range over seeds."""
-    if not found:
-        return ""
-    return f"{np.mean(found):.2f}" + (f" ({min(found):.2f} to {max(found):.2f})" if len(found) > 1 else "")
 
 
 def draw(values: dict[tuple[str, str, int], list[float]], options: argparse.Namespace, path: Path) -> None:

@@ -77,18 +77,17 @@ def run_model(
     if not result.finished:
         return False
     model = load_model(result.checkpoint)
-    last = [stage for stage in config.stages if not stage.skip][-1]
-    provenance = read_provenance(folder / f"stage-{last.name}.mfm")
+    stages = [read_provenance(folder / f"stage-{stage.name}.mfm") for stage in config.stages if not stage.skip]
     test = result.evaluations.get("test")
     found = {
         **(labels or {}),
         "metrics": {} if test is None else test.metrics,
         **({} if describe is None else describe(model)),
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "clock": provenance["clock"],
+        "clock": {key: sum(stage["clock"][key] for stage in stages) for key in ("step", "seconds")},
         "commit": commit,
         "processor": processor(),
-        "train_digest": provenance["data"]["digest"],
+        "train_digest": stages[-1]["data"]["digest"],
         "test_digest": "" if test is None else test.digest,
     }
     write_json(path, found)

@@ -29,6 +29,6 @@ def test_models_are_trained_compared_and_tabled(tmp_path: Path, model: str, leve
     found = json.loads((tmp_path / "results" / f"{model}-0.json").read_text(encoding="utf-8"))
     assert list(found["forces_against_ccsdt"]) == [f"forces_{level}" for level in levels]
     assert found["clock"]["step"] == (10 if model == "cascade" else 5)
-    assert found["test"]["energy_ccsdt"]["count"] >= 36
+    assert found["metrics"]["energy_ccsdt"]["count"] >= 36
     row = next(line for line in result.stdout.splitlines() if line.startswith("| CCSD(T) energy MAE, held-out"))
-    assert f"{found['test']['energy_ccsdt']['mae_mev']:.1f}" in row
+    assert f"{found['metrics']['energy_ccsdt']['mae_mev']:.1f}" in row

@@ -1,4 +1,4 @@
-"""Training losses: squared errors of energies per atom, forces and stress, in units of the model's scale."""
+"""Training losses: squared errors of energies per atom, gaps between levels, forces and stress, each in its unit."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -32,13 +32,39 @@ def _structure_means(squares: Tensor, graph: AtomicGraph, present: Tensor) -> tu
     return (per_atom / sizes).sum(), labelled.sum()
 
 
+def _energy_squares(
+    name: str, outputs: Mapping[str, Tensor], graph: AtomicGraph, task: TaskConfig, scales: tuple[float, float | None]
+) -> Tensor:
+    """Squared errors per atom of the structures with a label, the gap instead of the energy where both are labelled."""
+    scale, gap_scale = scales
+    label = graph[name]
+    present = torch.isfinite(label).nonzero().squeeze(1)
+    error = outputs[name][present] - label[present]
+    unit = torch.full_like(error, scale)
+    if gap_scale is not None and task.anchor is not None and task.anchor in outputs:
+        base_label = graph[task.anchor][present]
+        is_paired = torch.isfinite(base_label)
+        base_error = outputs[task.anchor][present] - base_label.nan_to_num()
+        error = error - is_paired * base_error
+        unit = unit.masked_fill(is_paired, gap_scale)
+    return (error / (unit * graph.atoms_per_structure()[present])).square()
+
+
 def loss_terms(
-    outputs: Mapping[str, Tensor], graph: AtomicGraph, tasks: Mapping[str, TaskConfig], scale: float
+    outputs: Mapping[str, Tensor],
+    graph: AtomicGraph,
+    tasks: Mapping[str, TaskConfig],
+    scale: float,
+    gap_scales: Mapping[str, float] | None = None,
 ) -> dict[str, LossTerm]:
     """Terms of the loss of one batch; a missing label has no part in value or gradient.
 
     Energies enter per atom, so that large structures do not dominate; forces are averaged within a structure
     first, for the same reason (Shoghi et al., ICLR 2024, arXiv:2310.16802).
+
+    An anchored level learns the gap to its base, E_f − E_base, from structures that carry both labels, in units of the
+    gaps' own size. From the energies alone it would see a gap of 0.1 eV through errors of the base of the same size,
+    in units made for forces of several eV/Å, and the gap's slope, its only source of forces, would stay unknown.
 
     Parameters
     ----------
@@ -49,6 +75,9 @@ def loss_terms(
     tasks : mapping of energy task to TaskConfig
     scale : float
         Root mean square force component of the training set, eV/Å.
+    gap_scales : mapping of anchored task to float, optional
+        Root mean square gap per atom in the training set, eV. A task that is not named, or whose base is not among
+        the outputs, learns energies only.
 
     Returns
     -------
@@ -67,16 +96,18 @@ def loss_terms(
             total, count = _structure_means(squares, graph, present)
             terms[name] = LossTerm(total, count, task.forces_weight)
             continue
-        present = torch.isfinite(label.view(len(label), -1)).all(dim=1).nonzero().squeeze(1)
-        error = value[present] - label[present]
-        sizes = graph.atoms_per_structure()[present].to(error.dtype)
         if prop == "energy":
-            squares, weight = (error / (sizes * scale)).square(), task.weight
+            weight, squares = (
+                task.weight,
+                _energy_squares(name, outputs, graph, task, (scale, (gap_scales or {}).get(name))),
+            )
         else:
-            volumes = torch.linalg.det(graph.cell[present]).abs()
-            squares = (error.flatten(1) * (volumes / (sizes * scale))[:, None]).square().mean(dim=1)
             weight = task.stress_weight
-        terms[name] = LossTerm(squares.sum(), torch.full_like(squares.sum(), len(present)), weight)
+            present = torch.isfinite(label.flatten(1)).all(dim=1).nonzero().squeeze(1)
+            volumes = torch.linalg.det(graph.cell[present]).abs()
+            error = (value[present] - label[present]).flatten(1)
+            squares = (error * (volumes / (graph.atoms_per_structure()[present] * scale))[:, None]).square().mean(dim=1)
+        terms[name] = LossTerm(squares.sum(), torch.full_like(squares.sum(), len(squares)), weight)
     return terms
 
 

@@ -71,3 +71,33 @@ def test_two_ranks_give_the_gradient_of_one() -> None:
         combine(terms, reduce=lambda count: torch.full_like(count, 2.0), n_ranks=2).backward()
         parts += fresh["forces_dft"].grad / 2  # gradients are averaged over ranks
     torch.testing.assert_close(parts, whole)
+
+
+def test_an_anchored_level_learns_the_gap_where_both_levels_are_labelled() -> None:
+    names = ["energy_dft", "energy_ccsdt"]
+    labels = [{"energy_dft": 1.0, "energy_ccsdt": 1.3}, {"energy_ccsdt": 2.0}, {"energy_dft": 3.0}]
+    graphs = [
+        build_graph(WATER, 4.0, {k: np.array(v) for k, v in given.items()}, names, torch.float64) for given in labels
+    ]
+    batch = collate(graphs)
+    outputs = {
+        "energy_dft": torch.tensor([5.0, 5.0, 5.0], dtype=torch.float64, requires_grad=True),
+        "energy_ccsdt": torch.tensor([5.5, 7.0, 9.0], dtype=torch.float64, requires_grad=True),
+    }
+    tasks = {"energy_dft": TaskConfig(), "energy_ccsdt": TaskConfig(anchor="energy_dft")}
+    term = loss_terms(outputs, batch, tasks, SCALE, {"energy_ccsdt": 0.02})["energy_ccsdt"]
+    # the base is 4 eV off, which the gap does not notice
+    gap, energy = (0.5 - 0.3) / (3 * 0.02), (7.0 - 2.0) / (3 * SCALE)
+    assert term.count == 2
+    assert term.total.item() == pytest.approx(gap**2 + energy**2)
+    term.total.backward()
+    assert outputs["energy_dft"].grad.tolist() == [-outputs["energy_ccsdt"].grad[0].item(), 0.0, 0.0]
+    assert outputs["energy_ccsdt"].grad[2] == 0.0
+
+    def total(gaps: dict[str, float] | None, found: dict[str, torch.Tensor]) -> float:
+        return loss_terms(found, batch, tasks, SCALE, gaps)["energy_ccsdt"].total.item()
+
+    energies = ((5.5 - 1.3) / (3 * SCALE)) ** 2 + energy**2
+    # without a size of the gap, or without the base, energies are all there is
+    assert total(None, outputs) == pytest.approx(energies)
+    assert total({"energy_ccsdt": 0.02}, {"energy_ccsdt": outputs["energy_ccsdt"]}) == pytest.approx(energies)

@@ -21,7 +21,7 @@ from mfm.losses import LossTerm, combine, loss_terms
 from mfm.model import MFMModel
 from mfm.properties import parse_task
 from mfm.training.callbacks import Interruption, StageCallback
-from mfm.training.data import RunData, StageBatches, stage_derivatives, stage_sampler
+from mfm.training.data import RunData, StageBatches, gap_scales, stage_derivatives, stage_sampler
 from mfm.training.ema import WeightAverage
 from mfm.training.module import StageModule, Targets, build_optimizer
 from mfm.training.recipe import OptimizerConfig, RunConfig, StageConfig
@@ -94,7 +94,7 @@ def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, 
     dataset = GraphDataset(store, model.cutoff, [*tasks, *derivatives], model.domain.references, model.dtype)
     # another order in each stage
     sampler = stage_sampler(store, tasks, config.batch, seed=config.seed + 1000 * number)
-    losses = _losses(model, config.optimizer)
+    losses = _losses(model, config.optimizer, gap_scales(store, model.config.tasks, model.domain.references))
     targets = Targets(tasks, derivatives, _residuals(model, tasks))
     module = StageModule(model, targets, losses, optimizer, config.optimizer, stage.budget, average, clock)
     module.stage_name = stage.name
@@ -132,7 +132,7 @@ def _residuals(model: MFMModel, tasks: Sequence[str]) -> list[str]:
 
 
 def _losses(
-    model: MFMModel, config: OptimizerConfig
+    model: MFMModel, config: OptimizerConfig, gaps: Mapping[str, float]
 ) -> Callable[[Mapping[str, Tensor], AtomicGraph], tuple[Tensor, Mapping[str, LossTerm]]]:
     tasks, scale = model.config.tasks, model.domain.scale
     conditioned = any(task.join == "conditioned" for task in tasks.values())
@@ -140,7 +140,7 @@ def _losses(
     def losses(outputs: Mapping[str, Tensor], graph: AtomicGraph) -> tuple[Tensor, Mapping[str, LossTerm]]:
         residuals = [value for name, value in outputs.items() if name.startswith("charge_residual_")]
         labelled = {name: value for name, value in outputs.items() if not name.startswith("charge_residual_")}
-        terms = loss_terms(labelled, graph, tasks, scale)
+        terms = loss_terms(labelled, graph, tasks, scale, gaps)
         total = combine(terms)
         if conditioned:
             total = total + config.condition_penalty * model.condition_penalty()

@@ -13,7 +13,7 @@ from mfm.config import validate
 from mfm.data import open_dataset
 from mfm.data.references import residual_energies
 from mfm.heads.energy import TaskConfig
-from mfm.training.data import fit_domain, prepare_data
+from mfm.training.data import fit_domain, gap_scales, prepare_data
 from mfm.training.recipe import DataConfig, RunConfig
 from mfm.training.resume import load_state, random_state
 from mfm.training.run import TrainResult, train
@@ -293,3 +293,14 @@ def test_a_validation_looks_at_a_share_of_each_fidelity(morse_file):
     assert len(set(few.molecules)) >= 3  # from all over the set
     assert few.coverage("energy_high").sum() >= 4
     assert validation_rows(store.subset([1]), ["energy_high"], 4).tolist() == []
+
+
+def test_sizes_of_gaps(morse_file):
+    store = open_dataset(morse_file)
+    tasks = {"energy_low": TaskConfig(), "energy_high": TaskConfig(anchor="energy_low")}
+    residuals = [residual_energies(store, f"energy_{level}", ATOMS[level]) for level in ("high", "low")]
+    per_atom = (residuals[0] - residuals[1]) / store.n_atoms
+    assert gap_scales(store, tasks, ATOMS) == {"energy_high": pytest.approx(np.sqrt(np.nanmean(per_atom**2)))}
+    assert gap_scales(store, {**tasks, "energy_high": TaskConfig()}, ATOMS) == {}
+    unpaired = store.subset(~store.coverage("energy_high"))
+    assert gap_scales(unpaired, tasks, ATOMS) == {}

@@ -68,13 +68,21 @@ class Export(NamedTuple):
     """``fidelity: reason`` → number of labels."""
 
 
-def accepted_rows(store: LabelStore, rules: QualityRules) -> tuple[dict[str, dict[str, LabelRow]], dict[str, int]]:
+def accepted_rows(
+    store: LabelStore, rules: QualityRules, samples: Mapping[str, Sample] | None = None
+) -> tuple[dict[str, dict[str, LabelRow]], dict[str, int]]:
     """Labels that obey the rules, fidelity → structure hash → row; and ``fidelity: reason`` → number left out.
 
     Where a label was computed with and without extras, the one with extras is taken: it holds all of the other.
+
+    Parameters
+    ----------
+    samples : mapping, optional
+        What :meth:`LabelStore.samples` returned, when it is already known.
     """
     left_out: collections.Counter[str] = collections.Counter()
-    fidelities, samples = store.fidelities(), store.samples()
+    fidelities = store.fidelities()
+    samples = store.samples() if samples is None else samples
     accepted: dict[str, dict[str, LabelRow]] = {fidelity: {} for fidelity in fidelities.values()}
     for key in store.request_keys():
         fidelity = fidelities[base_identifier(key)]
@@ -110,7 +118,7 @@ def export_records(
     """
     rules = rules or QualityRules()
     samples = store.samples()
-    accepted, left_out = accepted_rows(store, rules)
+    accepted, left_out = accepted_rows(store, rules, samples)
     names = dict.fromkeys(accepted, FLAGS) if flag_names is None else flag_names
     records: list[Record] = []
     references: dict[str, dict[str, float]] = {fidelity: {} for fidelity in accepted}

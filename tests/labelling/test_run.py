@@ -227,7 +227,7 @@ def _kill_at_random(path: Path, n_jobs: int, n_kills: int, seed: int) -> int:
         while process.poll() is None and kills < n_kills:
             when = _n_labels(path) + int(random.integers(n_jobs // n_kills + 1))
             while process.poll() is None and _n_labels(path) < when:
-                time.sleep(0.005)
+                time.sleep(0.02)
             time.sleep(float(random.uniform(0.0, 0.1)))
             workers = [child.pid for child in psutil.Process(process.pid).children()] if process.poll() is None else []
             victim = process.pid if random.uniform() < 0.4 or not workers else int(random.choice(workers))

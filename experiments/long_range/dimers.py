@@ -108,8 +108,7 @@ def recipe(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": f"dimers-{name}-{seed}",
         "data": {**data, "valid_fraction": 0},
-        # what distant fragments do to each other is seen in energies more than in forces
-        "tasks": {"energy_dft": {"weight": 5.0}},
+        "tasks": {"energy_dft": {}},
         "model": {"long_range": LONG_RANGE[name], **backbone},
         "stages": [{"name": "fit", **stage}],
         "batch": {"structures": 2},

@@ -19,6 +19,8 @@ _SMALLEST_SHARE = 1e-3
 _CHARGE_PER_PAULING, _BOND_LENGTH = 0.75, 0.95
 """Transfers at the start: 0.75 e per difference of electronegativity times e^{−r²/2ℓ²}, ℓ = 0.95 Å. In dipeptides such
 charges have the size of MBIS charges and an R² of 0.83 with them before anything is learned."""
+_OWN_PER_PAULING, _NEUTRAL = 0.3, 2.5
+"""Own charges at the start: 0.3 e per difference of electronegativity to that of carbon."""
 
 
 class Charges(NamedTuple):
@@ -80,13 +82,15 @@ class ChargeState(nn.Module):
         if with_own_charges:
             self.own_hidden = nn.Linear(n_scalars, 32, bias=False)
             self.own_output = nn.Linear(32, n_channels, bias=False)
-            # not zero: charges of zero make no field, so nothing would tell in which direction they should grow
-            nn.init.normal_(self.own_output.weight, std=0.1 * self.own_hidden.out_features**-0.5)
+            nn.init.zeros_(self.own_output.weight)
+            # not zero: charges near zero make no field, so little tells in which direction ions should grow
+            self.own_elements = nn.Parameter(torch.zeros(len(ELECTRONEGATIVITY), n_channels))
+            self.own_elements.data[:, 0] = _OWN_PER_PAULING * (_NEUTRAL - torch.tensor(ELECTRONEGATIVITY))
 
     def forward(self, scalars: Tensor, graph: AtomicGraph, with_dipoles: bool = False) -> Charges:
         """Charges of all atoms from their features (n_atoms, n_scalars); their dipoles if asked for."""
         transferred, transfer_dipoles = self._transfers(scalars, graph, with_dipoles)
-        own = self._own_charges(scalars).double()
+        own = self._own_charges(scalars, graph.atomic_numbers).double()
         shape = (graph.n_structures, self.n_channels)
         total = own.new_zeros(shape)
         total[:, 0] = graph.charge.double()
@@ -98,11 +102,11 @@ class ChargeState(nn.Module):
         own = own + shares * correction.index_select(0, graph.batch)
         return Charges(transferred + own, transfer_dipoles, own[:, 0], residual[:, 0])
 
-    def _own_charges(self, scalars: Tensor) -> Tensor:
+    def _own_charges(self, scalars: Tensor, atomic_numbers: Tensor) -> Tensor:
         if self.own_hidden is None or self.own_output is None:
             return scalars.new_zeros(len(scalars), self.n_channels)
         own: Tensor = self.own_output(functional.silu(self.own_hidden(scalars)))
-        return own
+        return own + self.own_elements.index_select(0, atomic_numbers)
 
     def _transfers(self, scalars: Tensor, graph: AtomicGraph, with_dipoles: bool) -> tuple[Tensor, Tensor | None]:
         """Σ_j t_ij (n_atoms, n_channels) and −½ Σ_j t_ij r_ij of channel 0 (n_atoms, 3)."""

@@ -143,11 +143,12 @@ def test_an_isolated_atom_has_its_reference_energy(model: MFMModel) -> None:
 
 
 def test_distant_copies_double_the_energy(model: MFMModel, molecule: Structure) -> None:
-    # charged copies repel each other at any distance if the model has a long range, neutral ones as 1/r³
+    # charged copies repel each other at any distance if the model has a long range, neutral ones as 1/r³; where atoms
+    # have charges of their own, forces fall as 1/r² only, since what these lack to the total is shared by all atoms
     charge = 0 if model.long_range else molecule.charge
     molecule = moved(molecule, charge=charge, multiplicity=2 if model.long_range else molecule.multiplicity)
     one = evaluate(model, molecule)
-    both = np.concatenate([molecule.positions, molecule.positions + 2e4])
+    both = np.concatenate([molecule.positions, molecule.positions + 1e5])
     numbers = np.tile(molecule.atomic_numbers, 2)
     # two of the same state: the shares of charge and unpaired electrons are those of one
     two = evaluate(model, Structure(numbers, both, charge=2 * charge, multiplicity=2 * molecule.multiplicity - 1))

@@ -19,8 +19,12 @@ from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model,
 
 HERE = Path(__file__).parent
 MODELS: dict[str, dict[str, Any]] = {
-    "cascade": {"energy_xtb": {}, "energy_dft": {"anchor": "energy_xtb"}, "energy_ccsdt": {"anchor": "energy_dft"}},
-    "anchor": {"energy_dft": {}, "energy_ccsdt": {"anchor": "energy_dft"}},
+    "cascade": {
+        "energy_xtb": {},
+        "energy_dft": {"anchor": "energy_xtb", "weight": 10.0},
+        "energy_ccsdt": {"anchor": "energy_dft"},
+    },
+    "anchor": {"energy_dft": {"weight": 10.0}, "energy_ccsdt": {"anchor": "energy_dft"}},
     "ccsdt-only": {"energy_ccsdt": {}},
 }
 SHARES = {"cascade": {"xtb": 0.4, "joint": 0.6}}

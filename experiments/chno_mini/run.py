@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mfm.config import apply_overrides, read_yaml
-from mfm.data import Record, Store, open_dataset
+from mfm.data import Record, Store, open_dataset, write_store
 from mfm.evaluation.evaluate import evaluate
 from mfm.model import MFMModel
 from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model, summary
@@ -30,6 +32,8 @@ MODELS: dict[str, dict[str, Any]] = {
 SHARES = {"cascade": {"xtb": 0.4, "joint": 0.6}}
 """Stages and their shares of the time; all of it goes to `joint` where nothing else is said."""
 FORCES = "builtin:ccsdt-forces"
+DRAWN = 20
+"""Molecules that `--select` holds out."""
 
 
 def main() -> int:
@@ -37,6 +41,11 @@ def main() -> int:
     options = parse_arguments()
     begin()
     options.results.mkdir(parents=True, exist_ok=True)
+    options.data = None
+    if options.select is not None:
+        options.data = options.work / f"select-{options.select}.h5"
+        options.work.mkdir(parents=True, exist_ok=True)
+        selection(read_yaml(HERE / "run.yaml")["data"]["train"], options.select).write(options.data)
     for seed in options.seeds:
         for name in options.models:
             if not run(name, seed, options):
@@ -55,12 +64,36 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=Path("runs/chno_mini"), help="folder of the models")
+    parser.add_argument(
+        "--select",
+        type=int,
+        metavar="SEED",
+        help="hold out training molecules drawn with this seed and leave the test molecules alone: to choose settings",
+    )
     parser.add_argument("--fast", action="store_true", help="a few steps of a tiny model, to see that it runs")
     options = parser.parse_args()
     if options.fast:
         options.seeds = [0]
         options.overrides = [f"model.backbone={TINY_BACKBONE}", "validations=1", "tracking=none", *options.overrides]
     return options
+
+
+def selection(source: str, seed: int) -> Store:
+    """The dataset without its test molecules, other ones held out in their place.
+
+    They are drawn from those that have CCSD(T) labels and at least two heavy atoms.
+    """
+    store = open_dataset(source)
+    usable = [record for record in store if record.molecule not in store.card.test_molecules]
+    names = sorted(
+        {
+            record.molecule
+            for record in usable
+            if "energy_ccsdt" in record.labels and (record.structure.atomic_numbers > 1).sum() > 1
+        }
+    )
+    drawn = np.random.default_rng(seed).choice(names, size=min(DRAWN, len(names)), replace=False)
+    return Store.from_records(usable, store.card.model_copy(update={"test_molecules": tuple(sorted(drawn))}))
 
 
 def stages(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -77,9 +110,12 @@ def stages(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def run(name: str, seed: int, options: argparse.Namespace) -> bool:
     """Train and test one model; returns whether it was finished."""
-    content = apply_overrides(read_yaml(HERE / "run.yaml"), options.overrides)
+    content = read_yaml(HERE / "run.yaml")
     content |= {"name": f"chno-mini-{name}-{seed}", "tasks": MODELS[name], "stages": stages(name, options)}
     content |= {"seed": seed, "output": str(options.work / f"{name}-{seed}")}
+    if options.data is not None:
+        content["data"]["train"] = str(options.data)
+    content = apply_overrides(content, options.overrides)
 
     def describe(model: MFMModel) -> dict[str, Any]:
         return {"forces_against_ccsdt": {f"forces_{f}": compare_forces(model, f) for f in model.fidelities}}

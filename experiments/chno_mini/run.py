@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mfm.config import apply_overrides, read_yaml
-from mfm.data import Record, Store, open_dataset, write_store
+from mfm.data import Record, Store, open_dataset
 from mfm.evaluation.evaluate import evaluate
 from mfm.model import MFMModel
 from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model, summary

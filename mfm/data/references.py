@@ -17,10 +17,21 @@ from mfm.data.store import Store
 from mfm.properties import task_name
 from mfm.units import HARTREE
 
-__all__ = ["References", "fit_references", "free_atom_energy", "references_beside", "residual_energies"]
+__all__ = [
+    "ReferenceMethod",
+    "References",
+    "fit_references",
+    "free_atom_energy",
+    "references_beside",
+    "residual_energies",
+    "shifted_references",
+]
 
 References = dict[str, dict[int, float]]
 """Fidelity to atomic number to energy, eV."""
+
+ReferenceMethod = Literal["auto", "isolated_atoms", "least_squares"]
+"""Where references come from: isolated atoms where the card has them, in any case, or never."""
 
 _RANK = 1e-6
 """Relative size below which a direction of the (column-scaled) composition counts as undetermined."""
@@ -46,7 +57,7 @@ def free_atom_energy(atomic_number: int | np.ndarray) -> np.ndarray:
 def fit_references(
     store: Store,
     fidelities: Sequence[str],
-    method: Literal["auto", "isolated_atoms", "least_squares"] = "auto",
+    method: ReferenceMethod = "auto",
 ) -> References:
     """Energies of the atoms at each fidelity.
 
@@ -120,9 +131,22 @@ def references_beside(store: Store, fidelity: str, base: str, base_references: M
             f" none in {store!r}; give isolated atoms at both levels in the card, or train `{fidelity}` independently"
         )
     paired = store.subset(both)
-    counts = paired.composition(paired.elements).astype(np.float64)
-    shifts = _minimum_norm(counts, paired.energies(tasks[0]) - paired.energies(tasks[1]))
-    found = {z: base_references[z] + float(shift) for z, shift in zip(paired.elements, shifts, strict=True)}
+    return shifted_references(paired, base_references, paired.energies(tasks[0]) - paired.energies(tasks[1]))
+
+
+def shifted_references(store: Store, base_references: Mapping[int, float], differences: np.ndarray) -> dict[int, float]:
+    """References moved by the least-squares fit, per element, of what structures differ by.
+
+    Parameters
+    ----------
+    base_references : mapping
+        Atomic number to eV.
+    differences : (n_records,), eV
+        Of every record, such as labels minus the predictions that go with `base_references`.
+    """
+    counts = store.composition(store.elements).astype(np.float64)
+    shifts = _minimum_norm(counts, differences)
+    found = {z: base_references[z] + float(shift) for z, shift in zip(store.elements, shifts, strict=True)}
     return {z: found[z] for z in sorted(found)}
 
 

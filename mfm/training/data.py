@@ -1,15 +1,15 @@
 """From a data configuration to splits, references, scale and batches."""
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mfm.data.dataset import GraphDataset
 from mfm.data.opening import open_dataset
-from mfm.data.references import References, fit_references, references_beside, residual_energies
+from mfm.data.references import ReferenceMethod, References, fit_references, references_beside, residual_energies
 from mfm.data.sampling import AtomBudgetBatchSampler
 from mfm.data.splits import Split, by_file, by_molecule, random_frames
 from mfm.data.store import Store
@@ -19,14 +19,12 @@ from mfm.heads.energy import TaskConfig
 from mfm.model import Domain, evaluation_order
 from mfm.properties import parse_task
 from mfm.training.module import TrainingBatch
-from mfm.training.recipe import BatchConfig, DataConfig
+from mfm.training.recipe import BatchConfig, DataConfig, ReplayConfig
 from mfm.training.schedule import Clock
 
 __all__ = ["RunData", "StageBatches", "fit_domain", "gap_scales", "prepare_data", "stage_derivatives", "stage_sampler"]
 
 logger = logging.getLogger(__name__)
-
-ReferenceMethod = Literal["auto", "isolated_atoms", "least_squares"]
 
 _SAME_BONDING = 0.3
 """Difference of atomisation energies, eV per atom (rms), up to which two levels agree; DFT and CCSD(T) differ by less
@@ -44,8 +42,25 @@ class RunData:
     """Data of a run, divided."""
 
     train: Store
+    """The data to learn, and after them those that are replayed."""
     valid: Store | None
     test: Store | None
+    n_replayed: int = 0
+    """Records at the end of `train` that are replayed from the parent's data."""
+    replay_share: float = 0.0
+    """Share of the structures of an epoch that are replayed."""
+
+    @property
+    def new(self) -> Store:
+        """Training data without those that are replayed."""
+        if not self.n_replayed:
+            return self.train
+        return self.train.subset(np.arange(len(self.train) - self.n_replayed))
+
+    @property
+    def replayed(self) -> np.ndarray:
+        """(n_train,), whether a training record is replayed."""
+        return np.arange(len(self.train)) >= len(self.train) - self.n_replayed
 
 
 class StageBatches:
@@ -70,7 +85,7 @@ class StageBatches:
             self._sampler.set_epoch(epoch)
 
 
-def prepare_data(config: DataConfig, tasks: Sequence[str]) -> RunData:
+def prepare_data(config: DataConfig, tasks: Sequence[str], inherited: Collection[str] = ()) -> RunData:
     """Open the datasets of a run and divide them.
 
     Structures without any label at the tasks' levels are left out, after the division: models of different tasks share
@@ -80,6 +95,8 @@ def prepare_data(config: DataConfig, tasks: Sequence[str]) -> RunData:
     ----------
     tasks : sequence of str
         Energy tasks of the model.
+    inherited : collection of str
+        Those that a parent model knows already; they need no labels.
 
     Raises
     ------
@@ -101,12 +118,33 @@ def prepare_data(config: DataConfig, tasks: Sequence[str]) -> RunData:
     if config.n_train is not None:
         train = _draw(train, config.n_train, config.seed)
     for task in tasks:
-        if not train.coverage(task).any():
+        if task not in inherited and not train.coverage(task).any():
             raise ValueError(
                 f"task `{task}` needs labels in `{config.train}`, which has {', '.join(train.labels) or 'none'};"
                 " leave the task out, or name the level of a foreign file with `data.fidelity`"
             )
-    return RunData(train, valid, test)
+    if config.replay is None:
+        return RunData(train, valid, test)
+    if not inherited:
+        raise ValueError("`data.replay` is for a model that starts from another one; give its checkpoint (`--from`)")
+    replayed = _replayed(config.replay, inherited)
+    levels = merge_levels(train.card.levels, replayed.card.levels, "`data.replay`")
+    both = Store.from_records(itertools.chain(train, replayed), train.card.replace(levels=levels))
+    return RunData(both, valid, test, len(replayed), config.replay.share)
+
+
+def _replayed(config: ReplayConfig, tasks: Collection[str]) -> Store:
+    """Records of the parent's data that it may see, with a label of one of its tasks."""
+    store = open_dataset(config.data)
+    seen = ~np.isin(store.molecules, store.card.test_molecules)
+    labelled = np.any([store.coverage(task) for task in tasks], axis=0)
+    if not (seen & labelled).any():
+        raise ValueError(
+            f"`data.replay` needs labels of {', '.join(tasks)}, which the model starts with; `{config.data}` has"
+            f" {', '.join(store.labels) or 'none'}"
+        )
+    usable = store.subset(np.flatnonzero(seen & labelled))
+    return usable if config.structures is None else _draw(usable, min(config.structures, len(usable)), 0)
 
 
 def _divide(store: Store, config: DataConfig, wanted: Sequence[str]) -> Split:
@@ -206,10 +244,11 @@ def gap_scales(
 
 def _disagreement(store: Store, fidelity: str, base: str, references: Mapping[str, Mapping[int, float]]) -> float:
     """Root mean square difference of two levels' energies above their references, eV per atom; 0 without pairs."""
+    if not (store.coverage(f"energy_{fidelity}") & store.coverage(f"energy_{base}")).any():
+        return 0.0
     one, other = (residual_energies(store, f"energy_{name}", references[name]) for name in (fidelity, base))
     difference = (one - other) / store.n_atoms
-    difference = difference[np.isfinite(difference)]
-    return float(np.sqrt(np.mean(np.square(difference)))) if len(difference) else 0.0
+    return float(np.sqrt(np.nanmean(np.square(difference))))
 
 
 def _scale(store: Store, fidelities: Sequence[str], references: Mapping[str, Mapping[int, float]]) -> float:
@@ -243,8 +282,26 @@ def stage_derivatives(store: Store, tasks: Mapping[str, TaskConfig], chosen: Seq
     return wanted
 
 
-def stage_sampler(store: Store, tasks: Sequence[str], config: BatchConfig, seed: int) -> AtomBudgetBatchSampler:
-    """Batches of a stage; with `ratios`, fidelities in a stated mixture."""
+def stage_sampler(
+    store: Store, tasks: Sequence[str], config: BatchConfig, seed: int, replayed: tuple[np.ndarray, float] | None = None
+) -> AtomBudgetBatchSampler:
+    """Batches of a stage; with `ratios`, fidelities in a stated mixture.
+
+    Parameters
+    ----------
+    replayed : (mask, float), optional
+        Which records are replayed, and their share of an epoch.
+    """
+    if replayed is not None:
+        mask, share = replayed
+        return AtomBudgetBatchSampler(
+            store.n_atoms,
+            config.atoms,
+            max_structures=config.structures,
+            groups={"new": ~mask, "replayed": mask},
+            ratios={"new": 1.0 - share, "replayed": share},
+            seed=seed,
+        )
     groups = None if config.ratios is None else {parse_task(task).fidelity: store.coverage(task) for task in tasks}
     return AtomBudgetBatchSampler(
         store.n_atoms,

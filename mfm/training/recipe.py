@@ -8,7 +8,26 @@ from mfm.config import Config
 from mfm.model import ModelConfig
 from mfm.training.schedule import Budget
 
-__all__ = ["BatchConfig", "DataConfig", "OptimizerConfig", "RunConfig", "StageConfig", "TrackingConfig"]
+__all__ = [
+    "BatchConfig",
+    "DataConfig",
+    "OptimizerConfig",
+    "ReplayConfig",
+    "RunConfig",
+    "StageConfig",
+    "TrackingConfig",
+]
+
+
+class ReplayConfig(Config):
+    """Data of the parent model that a fine-tuned one keeps seeing, so that it does not forget them."""
+
+    data: str
+    """Dataset, as `data.train`; molecules that its card holds out are left out."""
+    structures: int | None = pydantic.Field(1000, gt=0)
+    """Structures drawn from it; all if null."""
+    share: float = pydantic.Field(0.5, gt=0, lt=1)
+    """Share of the structures of every epoch that are replayed."""
 
 
 class DataConfig(Config):
@@ -34,6 +53,8 @@ class DataConfig(Config):
     references: Literal["auto", "isolated_atoms", "least_squares"] = "auto"
     """Atomic energies that are subtracted: isolated atoms where the data give them (``auto``), which keeps
     dissociation right, or a least-squares fit, which leaves less to learn."""
+    replay: ReplayConfig | None = None
+    """Data of the parent to mix in, for runs that start from a checkpoint."""
     format: str | None = None
     """Format of foreign files; found from the content if not given."""
     fidelity: str | None = None
@@ -95,6 +116,9 @@ class StageConfig(Config):
     """Peak learning rate in place of `optimizer.lr`."""
     trainable: Literal["all"] | list[str] = "all"
     """Which parameters train: patterns on their names, such as ``heads.*``."""
+    lora_rank: int | None = pydantic.Field(None, gt=0)
+    """If given, the backbone's matrices train through corrections of this rank only, which are added to them when the
+    stage ends; the rest of the backbone is frozen, heads train as `trainable` says."""
     skip: bool = False
     """Leave the stage out."""
 
@@ -178,6 +202,8 @@ class RunConfig(Config):
             raise ValueError(f"stages must have different names, got {', '.join(names)}")
         if all(stage.skip for stage in self.stages):
             raise ValueError("every stage is skipped; leave at least one")
+        if self.data.replay is not None and self.batch.ratios is not None:
+            raise ValueError("give `data.replay` or `batch.ratios`, not both: each says what a batch is mixed of")
         for stage in self.stages:
             unknown = [task for task in self.stage_tasks(stage) if task not in self.model.tasks]
             if unknown:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["TrainingState", "isolated_random_state", "load_state", "random_state", "restore_random_state", "save_state"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class TrainingState(TypedDict):
@@ -39,6 +39,12 @@ class TrainingState(TypedDict):
     random: dict[str, Any]
     runs: dict[str, str]
     """Tracking: identifiers of the parent run (``parent``) and of each stage by name."""
+    domain: str
+    """Domain of the model, JSON: a run that started from another model cannot fit it to the data."""
+    parent: str
+    """Checkpoint that the weights came from; empty if none."""
+    inherited: list[str]
+    """Tasks that it had."""
 
 
 def random_state() -> dict[str, Any]:

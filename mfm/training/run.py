@@ -15,14 +15,14 @@ from mfm import tracking
 from mfm.checkpoint import load_model, save_checkpoint
 from mfm.evaluation.evaluate import Evaluation, evaluate
 from mfm.evaluation.plots import plot_learning_curves
-from mfm.model import MFMModel, build_model
+from mfm.model import Domain, MFMModel, build_model
 from mfm.training.callbacks import Interruption
 from mfm.training.data import RunData, fit_domain, prepare_data
 from mfm.training.history import History
 from mfm.training.recipe import RunConfig
 from mfm.training.resume import TrainingState, isolated_random_state, load_state, random_state, save_state
-from mfm.training.stage import Stage, StageHooks, build_stage, fit_stage, set_trainable
-from mfm.training.transfer import start_from
+from mfm.training.stage import Stage, StageHooks, attach_low_rank, build_stage, fit_stage, set_trainable
+from mfm.training.transfer import adopt, drop_unusable, inherit_domain, start_from
 
 __all__ = ["RESOLVED_CONFIG", "TrainResult", "train"]
 
@@ -32,7 +32,8 @@ RESOLVED_CONFIG = "config.yaml"
 """File in a run's folder with the whole configuration, defaults included."""
 _STATE = "state.pt"
 _HISTORY = "history.jsonl"
-_FORMAT = 1
+_FORMAT = 2
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,8 @@ class _Run:
     interruption: Interruption
     parent: str
     """Checkpoint the weights came from, if any."""
+    inherited: list[str]
+    """Tasks that it had."""
 
 
 def train(
@@ -114,26 +117,22 @@ def _begin(
             f"`{folder}` already holds a run; continue it with `mfm train --resume {folder}`, or name another folder"
             " with `--output`"
         )
-    parent_model = None if initial is None else load_model(initial)
-    if parent_model is not None:
-        config = _adopt_backbone(config, parent_model)
-    data = prepare_data(config.data, list(config.model.tasks))
+    parent = None if initial is None else load_model(initial)
+    if parent is not None:
+        config = adopt(config, parent)
+    inherited = [] if parent is None else parent.tasks
+    data = prepare_data(config.data, list(config.model.tasks), state["inherited"] if state is not None else inherited)
+    if parent is not None:
+        config = drop_unusable(config, parent, data.new)
     if state is not None:
         _check_same_run(state, config, data, folder)
-    cutoff = config.model.backbone.cutoff
-    domain = fit_domain(data.train, config.model.tasks, cutoff, config.data.references)
-    dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
-    if parent_model is None:
-        model = build_model(config.model, domain, config.seed, dtype)
+        model, origin = _restore(config, state), (state["parent"], state["inherited"])
     else:
-        model = start_from(parent_model, config.model, domain, config.seed, dtype)
+        model, origin = _fresh_model(config, data, parent), ("" if initial is None else str(initial), inherited)
     model.to(_device(config.device))
-    if state is not None:
-        model.load_state_dict(state["model"])
     runs = {} if state is None else dict(state["runs"])
     tracker = _open_tracker(config, data, model, runs)
-    parent = "" if initial is None else str(initial)
-    run = _Run(config, folder, data, model, History(folder / _HISTORY), tracker, runs, interruption, parent)
+    run = _Run(config, folder, data, model, History(folder / _HISTORY), tracker, runs, interruption, *origin)
     if state is None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESOLVED_CONFIG).write_text(_to_yaml(config), encoding="utf-8")
@@ -142,17 +141,23 @@ def _begin(
     return run, state
 
 
-def _adopt_backbone(config: RunConfig, parent: MFMModel) -> RunConfig:
-    """The parent's representation, unless the recipe states its own (which must then be the same)."""
-    stated = config.model.model_fields_set - {"tasks"}
-    if not stated:
-        model = {**parent.config.model_dump(), "tasks": config.model.model_dump()["tasks"]}
-        return RunConfig.model_validate({**config.model_dump(), "model": model})
-    if config.model.backbone != parent.config.backbone:
-        raise ValueError(
-            "`model.backbone` must be the parent checkpoint's to start from its weights, got another; leave it out"
-        )
-    return config
+def _fresh_model(config: RunConfig, data: RunData, parent: MFMModel | None) -> MFMModel:
+    tasks, method, dtype = config.model.tasks, config.data.references, _DTYPES[config.dtype]
+    if parent is not None:
+        return start_from(parent, config.model, inherit_domain(parent, tasks, data.new, method), config.seed, dtype)
+    return build_model(
+        config.model, fit_domain(data.train, tasks, config.model.backbone.cutoff, method), config.seed, dtype
+    )
+
+
+def _restore(config: RunConfig, state: TrainingState) -> MFMModel:
+    """Model as a state has it, with the domain it had: one that started from a parent cannot fit it to its data."""
+    domain = Domain.from_dict(json.loads(state["domain"]))
+    model = build_model(config.model, domain, config.seed, _DTYPES[config.dtype])
+    if state["clock"] is not None:
+        attach_low_rank(model, config.stages[state["stage"]])
+    model.load_state_dict(state["model"])
+    return model
 
 
 def _check_same_run(state: TrainingState, config: RunConfig, data: RunData, folder: Path) -> None:
@@ -265,6 +270,9 @@ def _save(run: _Run, number: int, stage: Stage | None) -> None:
         optimizer=None if stage is None else stage.optimizer.state_dict(),
         random=random_state(),
         runs=run.runs,
+        domain=json.dumps(run.model.domain.to_dict()),
+        parent=run.parent,
+        inherited=run.inherited,
     )
     save_state(run.folder / _STATE, state)
 

@@ -23,12 +23,13 @@ from mfm.properties import parse_task
 from mfm.training.callbacks import Interruption, StageCallback
 from mfm.training.data import RunData, StageBatches, gap_scales, stage_derivatives, stage_sampler
 from mfm.training.ema import WeightAverage
+from mfm.training.lora import add_low_rank, merge_low_rank
 from mfm.training.module import StageModule, Targets, build_optimizer
 from mfm.training.recipe import OptimizerConfig, RunConfig, StageConfig
 from mfm.training.resume import TrainingState, restore_random_state
 from mfm.training.schedule import Clock
 
-__all__ = ["Stage", "StageHooks", "build_stage", "fit_stage", "set_trainable", "validation_rows"]
+__all__ = ["Stage", "StageHooks", "attach_low_rank", "build_stage", "fit_stage", "set_trainable", "validation_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,17 +84,16 @@ def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, 
         Taken within this stage.
     """
     stage = config.stages[number]
-    tasks = config.stage_tasks(stage)
-    labelled = np.any([data.train.coverage(task) for task in tasks], axis=0)
-    store = data.train.subset(np.flatnonzero(labelled))
+    tasks, store, replayed = _material(model, data, stage.name, config.stage_tasks(stage))
     derivatives = stage_derivatives(store, model.config.tasks, tasks)
     set_trainable(model, stage.trainable)
+    attach_low_rank(model, stage)
     optimizer = build_optimizer(model, config.optimizer, stage.lr or config.optimizer.lr)
     average = WeightAverage(model, config.optimizer.ema)
     clock = Clock(next(model.parameters()).device.type)
     dataset = GraphDataset(store, model.cutoff, [*tasks, *derivatives], model.domain.references, model.dtype)
     # another order in each stage
-    sampler = stage_sampler(store, tasks, config.batch, seed=config.seed + 1000 * number)
+    sampler = stage_sampler(store, tasks, config.batch, config.seed + 1000 * number, replayed)
     losses = _losses(model, config.optimizer, gap_scales(store, model.config.tasks, model.domain.references))
     targets = Targets(tasks, derivatives, _residuals(model, tasks))
     module = StageModule(model, targets, losses, optimizer, config.optimizer, stage.budget, average, clock)
@@ -120,6 +120,36 @@ def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, 
         batches,
         _validator(model, data, tasks, average, config.valid_structures),
     )
+
+
+def attach_low_rank(model: MFMModel, stage: StageConfig) -> None:
+    """Let the backbone train through low-rank corrections, if the stage asks for it."""
+    if stage.lora_rank is not None:
+        add_low_rank(model.backbone, stage.lora_rank)
+
+
+def _material(
+    model: MFMModel, data: RunData, name: str, tasks: Sequence[str]
+) -> tuple[list[str], Store, tuple[np.ndarray, float] | None]:
+    """Tasks that a stage trains, the records that carry their labels, and which of those are replayed.
+
+    Replayed records train every task of the model that they have labels of: what is not asked for would be forgotten.
+    """
+    replayed = data.replayed
+    covered = {task: data.train.coverage(task) for task in model.tasks}
+    again = [task for task in model.tasks if (covered[task] & replayed).any()]
+    own = [task for task in tasks if (covered[task] & ~replayed).any()]
+    if not own:
+        raise ValueError(
+            f"stage `{name}` needs labels of one of its tasks {', '.join(tasks)}, the training data have"
+            f" {', '.join(data.new.labels) or 'none'}"
+        )
+    used = ~replayed & np.any([covered[task] for task in own], axis=0)
+    if again:
+        used |= replayed & np.any([covered[task] for task in again], axis=0)
+    rows = np.flatnonzero(used)
+    mixture = (replayed[rows], data.replay_share) if again else None
+    return [task for task in model.tasks if task in own or task in again], data.train.subset(rows), mixture
 
 
 def _residuals(model: MFMModel, tasks: Sequence[str]) -> list[str]:
@@ -267,4 +297,5 @@ def fit_stage(
         hooks.save(stage)
         return False
     stage.average.copy_to_model()
+    merge_low_rank(stage.module.model.backbone)  # type: ignore[arg-type]
     return True

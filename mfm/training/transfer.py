@@ -1,40 +1,164 @@
-"""Starting from the weights of another model."""
+"""Starting from another model: its tasks, its weights, and references with which new levels start where it stands."""
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 
+import numpy as np
 import torch
+from ase.data import chemical_symbols
 
+from mfm.data.references import (
+    ReferenceMethod,
+    References,
+    fit_references,
+    references_beside,
+    shifted_references,
+)
+from mfm.data.store import Store
+from mfm.evaluation.evaluate import batched
 from mfm.fidelity import merge_levels
-from mfm.model import Domain, MFMModel, ModelConfig, build_model
+from mfm.graph import build_graph
+from mfm.heads.energy import TaskConfig
+from mfm.model import Domain, MFMModel, ModelConfig, build_model, evaluation_order
+from mfm.properties import parse_task
+from mfm.training.recipe import RunConfig
 
-__all__ = ["merge_domains", "start_from"]
+__all__ = ["adopt", "drop_unusable", "inherit_domain", "start_from"]
 
 logger = logging.getLogger(__name__)
 
 
-def merge_domains(parent: Domain, new: Domain) -> Domain:
-    """Domain of a model that goes on from a parent with new data.
+def adopt(config: RunConfig, parent: MFMModel) -> RunConfig:
+    """The recipe of a run that goes on from a parent: the parent's representation, and all of its tasks.
 
-    What the parent's weights were trained with stays: references of its fidelities, scale, neighbours. New fidelities
-    and elements come from the new data.
+    Tasks that both name keep the parent's join and take the recipe's weights. ``tasks: all`` of a stage goes on to
+    mean the tasks that the recipe names.
 
     Raises
     ------
     ValueError
-        If a fidelity of both stands for different levels of theory.
+        If the recipe states another representation, or joins a task of the parent to something else.
     """
-    references = {
-        fidelity: {**energies, **parent.references.get(fidelity, {})} for fidelity, energies in new.references.items()
-    }
-    levels = merge_levels(parent.levels, new.levels, "the training data")
+    stated = config.model.model_fields_set - {"tasks"}
+    if stated and config.model.backbone != parent.config.backbone:
+        raise ValueError(
+            "`model.backbone` must be the parent checkpoint's to start from its weights, got another; leave it out"
+        )
+    tasks = dict(parent.config.tasks)
+    for name, task in config.model.tasks.items():
+        tasks[name] = task if name not in tasks else _same_join(name, tasks[name], task)
+    representation = config.model if stated else parent.config
+    model = {**representation.model_dump(), "tasks": {name: task.model_dump() for name, task in tasks.items()}}
+    stages = [stage.model_copy(update={"tasks": config.stage_tasks(stage)}) for stage in config.stages]
+    content = {**config.model_dump(), "model": model, "stages": [stage.model_dump() for stage in stages]}
+    return RunConfig.model_validate(content)
+
+
+def _same_join(name: str, theirs: TaskConfig, mine: TaskConfig) -> TaskConfig:
+    if mine.base is not None and (mine.join, mine.base) != (theirs.join, theirs.base):
+        joined = f"{theirs.join} to `{theirs.base}`" if theirs.base else "independent"
+        raise ValueError(
+            f"task `{name}` must be joined as in the parent checkpoint ({joined}), got {mine.join} to `{mine.base}`;"
+            " leave the join out, or give the level another fidelity name"
+        )
+    return mine.model_copy(update={"anchor": theirs.anchor, "conditioned": theirs.conditioned})
+
+
+def drop_unusable(config: RunConfig, parent: MFMModel, store: Store) -> RunConfig:
+    """The recipe without those tasks of the parent that know nothing of an element in the new data.
+
+    Raises
+    ------
+    ValueError
+        If a task of the recipe's stages builds on such a task, or is one without labels to learn the element from.
+    """
+    wanted = {task for stage in config.stages for task in config.stage_tasks(stage)}
+    tasks = config.model.tasks
+    kept = {}
+    for name in evaluation_order(tasks):
+        known = parent.domain.references.get(parse_task(name).fidelity)
+        unseen = [] if known is None else [chemical_symbols[z] for z in store.elements if z not in known]
+        if unseen and not store.coverage(name).any():
+            users = [task for task in wanted if task == name or tasks[task].base == name]
+            if users:
+                raise ValueError(
+                    f"task `{users[0]}` needs `{name}`, whose parent knows no {', '.join(unseen)} and whose labels the"
+                    " training data lack; join the task to another, or let it be independent"
+                )
+            logger.warning("%s of the parent is left out: it knows no %s", name, ", ".join(unseen))
+        elif tasks[name].base is None or tasks[name].base in kept:
+            kept[name] = tasks[name]
+    if len(kept) == len(tasks):
+        return config
+    model = config.model.model_copy(update={"tasks": {name: task for name, task in tasks.items() if name in kept}})
+    return config.model_copy(update={"model": model})
+
+
+def inherit_domain(parent: MFMModel, tasks: Mapping[str, TaskConfig], store: Store, method: ReferenceMethod) -> Domain:
+    """Domain of a model that goes on from a parent with new data.
+
+    What the parent's weights were trained with stays: references of its fidelities, scale, neighbours. The references
+    of a new level that builds on one of the parent's are fitted to what the parent leaves of its labels, so that the
+    new level starts with the parent's errors and no offset.
+
+    Parameters
+    ----------
+    tasks : mapping of str to TaskConfig
+        Energy tasks of the new model.
+    store : Store
+        Its training data.
+    method : str
+        Of references that the parent does not have, see :func:`mfm.data.references.fit_references`.
+
+    Raises
+    ------
+    ValueError
+        If a fidelity of both stands for different levels of theory, or references cannot be fitted.
+    """
+    old = parent.domain
+    references: References = {}
+    for name in evaluation_order(tasks):
+        fidelity = parse_task(name).fidelity
+        references[fidelity] = _references(parent, name, tasks[name], store, references, method)
+    stated = {fidelity: level for fidelity, level in store.card.levels.items() if fidelity in references}
+    levels = merge_levels(old.levels, stated, "the training data")
     return dataclasses.replace(
-        parent,
+        old,
         references=references,
         levels={fidelity: levels[fidelity] for fidelity in references},
-        charges=tuple(sorted({*parent.charges, *new.charges})),
-        multiplicities=tuple(sorted({*parent.multiplicities, *new.multiplicities})),
+        charges=tuple(sorted({*old.charges, *(charge for charge, _ in store.charge_states)})),
+        multiplicities=tuple(sorted({*old.multiplicities, *(number for _, number in store.charge_states)})),
     )
+
+
+def _references(
+    parent: MFMModel, name: str, task: TaskConfig, store: Store, done: References, method: ReferenceMethod
+) -> dict[int, float]:
+    fidelity = parse_task(name).fidelity
+    known = parent.domain.references.get(fidelity)
+    if known is not None:
+        unseen = [z for z in store.elements if z not in known] if store.coverage(name).any() else []
+        return {**fit_references(store, [fidelity], method)[fidelity], **known} if unseen else dict(known)
+    if task.base is None or method == "isolated_atoms":
+        return fit_references(store, [fidelity], method)[fidelity]
+    base = parse_task(task.base).fidelity
+    if base not in parent.domain.references:
+        return references_beside(store, fidelity, base, done[base])
+    labelled = store.subset(store.coverage(name))
+    differences = labelled.energies(name) - _energies(parent, task.base, labelled)
+    logger.info(
+        "%s starts from the parent's %s, which leaves %.3f eV (rms) of its energies before offsets are fitted",
+        name, task.base, float(np.sqrt(np.mean(differences**2))),
+    )  # fmt: skip
+    return shifted_references(labelled, done[base], differences)
+
+
+def _energies(model: MFMModel, task: str, store: Store) -> np.ndarray:
+    """Total energies (n_records,), eV, of one task."""
+    device = next(model.parameters()).device
+    graphs = (build_graph(record.structure, model.cutoff, dtype=model.dtype) for record in store)
+    return np.concatenate([model.predict(batch.to(device), [task])[task].cpu().numpy() for batch in batched(graphs)])
 
 
 def start_from(parent: MFMModel, config: ModelConfig, domain: Domain, seed: int, dtype: torch.dtype) -> MFMModel:
@@ -43,7 +167,7 @@ def start_from(parent: MFMModel, config: ModelConfig, domain: Domain, seed: int,
     Parameters
     ----------
     domain : Domain
-        Of the new training data.
+        From :func:`inherit_domain`.
     seed : int
         Of the weights that the parent does not have.
 
@@ -52,7 +176,7 @@ def start_from(parent: MFMModel, config: ModelConfig, domain: Domain, seed: int,
     ValueError
         If the representation of the two differs.
     """
-    model = build_model(config, merge_domains(parent.domain, domain), seed, dtype)
+    model = build_model(config, domain, seed, dtype)
     mine, theirs = model.state_dict(), parent.state_dict()
     usable = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}
     absent = [name for name in mine if name.startswith("backbone.") and name not in usable]

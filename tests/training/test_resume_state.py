@@ -20,7 +20,7 @@ def _draw() -> tuple[float, float, float, float]:
 
 def _state(**changes) -> TrainingState:
     complete = {
-        "format": 1,
+        "format": 2,
         "config": "{}",
         "data_digest": "abc",
         "stage": 0,
@@ -30,6 +30,9 @@ def _state(**changes) -> TrainingState:
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]},
         "random": random_state(),
         "runs": {"parent": "1"},
+        "domain": "{}",
+        "parent": "",
+        "inherited": [],
     }
     return TrainingState(**{**complete, **changes})
 
@@ -82,7 +85,7 @@ def test_unreadable_states_are_named(tmp_path):
     with pytest.raises(ValueError, match="not a readable training state"):
         load_state(path)
     save_state(path, _state(format=99))
-    with pytest.raises(ValueError, match="must have format 1, got 99"):
+    with pytest.raises(ValueError, match="must have format 2, got 99"):
         load_state(path)
 
 

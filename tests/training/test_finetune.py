@@ -1,0 +1,249 @@
+"""Going on from a checkpoint: new levels beside the old, low-rank corrections, replay of the parent's data."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mfm.checkpoint import load_model
+from mfm.config import validate
+from mfm.data import Record, Store, open_dataset
+from mfm.evaluation.evaluate import evaluate
+from mfm.evaluation.predict import predict_structures
+from mfm.fidelity import LevelOfTheory
+from mfm.graph import Structure, build_graph, collate
+from mfm.training.lora import add_low_rank, merge_low_rank
+from mfm.training.recipe import RunConfig
+from mfm.training.run import train
+from tests.morse import recipe
+from tests.tiny import tiny_model
+
+OFFSETS = {1: 0.7, 6: -300.0, 8: 41.0}
+"""eV; a level whose atoms have other energies, as pseudopotentials would give."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_figures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mfm.evaluation.evaluate.plot_parity", lambda *args, **kwargs: args[1].touch())
+        patch.setattr("mfm.training.run.plot_learning_curves", lambda *args, **kwargs: args[1].touch())
+        yield
+
+
+@pytest.fixture(scope="module")
+def parent(morse_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of `low` and, anchored to it, `high`."""
+    folder = tmp_path_factory.mktemp("parent") / "run"
+    return train(validate(RunConfig, recipe(str(morse_file), str(folder), dtype="float64"))).checkpoint
+
+
+@pytest.fixture(scope="module")
+def mine(morse_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's data: energies of level `mine` alone, with a zero of their own."""
+    store = open_dataset(str(morse_file))
+    records = [
+        Record(
+            record.structure,
+            {
+                "energy_mine": np.array(
+                    record.labels["energy_low"] + sum(OFFSETS[z] for z in record.structure.atomic_numbers)
+                )
+            },
+            record.molecule,
+        )
+        for record in store
+    ]
+    card = store.card.replace(name="mine", levels={"mine": LevelOfTheory(method="Morse-mine")}, references={})
+    path = tmp_path_factory.mktemp("data") / "mine.h5"
+    Store.from_records(records, card).write(path)
+    return path
+
+
+def _config(file: Path, output: Path, **changes: Any) -> RunConfig:
+    content = {
+        "data": {"train": str(file), "valid_fraction": 0.25, "test_fraction": 0.25},
+        "tasks": {"energy_low": {}, "energy_mine": {"anchor": "energy_low"}},
+        "stages": [{"name": "tune", "tasks": ["energy_mine"], "max_steps": 6}],
+        "batch": {"structures": 4},
+        "validations": 1,
+        "dtype": "float64",
+        "device": "cpu",
+        "output": str(output),
+        "tracking": "none",
+    }
+    return validate(RunConfig, {**content, **changes})
+
+
+def _still(**changes: Any) -> list[dict[str, Any]]:
+    """A stage that moves nothing."""
+    return [{"name": "tune", "tasks": ["energy_mine"], "max_steps": 1, "lr": 1e-300, **changes}]
+
+
+def _energies(checkpoint: Path, data: Path, task: str) -> np.ndarray:
+    structures = [record.structure for record in open_dataset(str(data))]
+    predictions = predict_structures(load_model(checkpoint), structures, [task.removeprefix("energy_")], forces=False)
+    return np.array([float(found[task]) for found in predictions])
+
+
+def test_a_new_level_starts_where_the_parent_stands(parent, mine, morse_file, tmp_path):
+    data = {"train": str(mine), "valid_fraction": 0, "test_fraction": 0}
+    result = train(_config(mine, tmp_path / "run", data=data, stages=_still()), initial=parent)
+    store = open_dataset(str(mine))
+    left = store.energies("energy_mine") - _energies(parent, mine, "energy_low")
+    assert np.abs(left).max() > 290.0
+    counts = store.composition(store.elements).astype(float)
+    left -= counts @ np.linalg.lstsq(counts, left, rcond=None)[0]
+    ours = evaluate(load_model(result.checkpoint), store, ["energy_mine"]).metrics["energy_mine"]
+    assert ours["rmse_mev"] == pytest.approx(1e3 * float(np.sqrt(np.mean(left**2))), rel=1e-9)
+    theirs = evaluate(load_model(parent), open_dataset(str(morse_file)), ["energy_low"]).metrics["energy_low"]
+    assert ours["rmse_mev"] < theirs["rmse_mev"]
+
+
+def test_heads_of_the_parent_stay_as_they_are(parent, mine, morse_file, tmp_path):
+    stages = [{"name": "tune", "max_steps": 6, "tasks": ["energy_mine"], "trainable": ["heads.energy_mine.*"]}]
+    fast = {"warmup_steps": 0, "ema": 0.0}
+    result = train(_config(mine, tmp_path / "run", stages=stages, optimizer=fast), initial=parent)
+    assert load_model(result.checkpoint).fidelities == ["low", "high", "mine"]
+    for task in ("energy_low", "energy_high"):
+        np.testing.assert_array_equal(
+            _energies(result.checkpoint, morse_file, task), _energies(parent, morse_file, task)
+        )
+    still = train(_config(mine, tmp_path / "still", stages=_still()), initial=parent)
+    moved = _energies(result.checkpoint, mine, "energy_mine") - _energies(still.checkpoint, mine, "energy_mine")
+    assert np.abs(moved).max() > 1e-3
+
+
+@pytest.mark.parametrize("rank", [None, 2], ids=["full", "low rank"])
+def test_a_resumed_run_keeps_what_it_took_from_the_parent(parent, mine, tmp_path, rank):
+    stages = [{"name": "tune", "tasks": ["energy_mine"], "max_steps": 6, "lora_rank": rank}]
+    whole = train(_config(mine, tmp_path / "whole", stages=stages), initial=parent)
+    stopped = train(_config(mine, tmp_path / "run", stages=stages), initial=parent, stop_after=("tune", 3))
+    assert not stopped.finished
+    from mfm.config import load_config
+
+    config = load_config(RunConfig, tmp_path / "run" / "config.yaml")
+    resumed = train(config, resume=True)  # as the command line does: without the parent
+    one, other = load_model(whole.checkpoint), load_model(resumed.checkpoint)
+    assert one.domain == other.domain
+    weights, again = one.state_dict(), other.state_dict()
+    assert weights.keys() == again.keys()
+    assert [name for name in weights if not torch.equal(weights[name], again[name])] == []
+
+
+def test_low_rank_corrections_merge_without_a_trace():
+    model = tiny_model()
+    graph = collate([build_graph(Structure(np.array([8, 1, 1]), np.eye(3)), model.cutoff, dtype=torch.float64)])
+    names = list(model.state_dict())
+    before = model.predict(graph)["energy_dft"]
+    add_low_rank(model.backbone, 2)
+    torch.testing.assert_close(model.predict(graph)["energy_dft"], before, rtol=0, atol=1e-10)
+    trainable = [name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all(".parametrizations.weight.0." in name for name in trainable)
+    with torch.no_grad():
+        for name, parameter in model.backbone.named_parameters():
+            if name in trainable:
+                parameter.add_(0.1 * torch.ones_like(parameter))
+    changed = model.predict(graph)["energy_dft"]
+    assert (changed - before).abs() > 1e-3
+    merge_low_rank(model.backbone)
+    torch.testing.assert_close(model.predict(graph)["energy_dft"], changed, rtol=0, atol=1e-10)
+    assert list(model.state_dict()) == names
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_low_rank_stage_moves_matrices_by_that_rank_and_nothing_else(parent, mine, tmp_path):
+    stages = [{"name": "tune", "tasks": ["energy_mine"], "max_steps": 6, "lora_rank": 1}]
+    result = train(_config(mine, tmp_path / "run", stages=stages), initial=parent)
+    before, after = load_model(parent).backbone, load_model(result.checkpoint).backbone
+    theirs, ours = dict(before.named_parameters()), dict(after.named_parameters())
+    matrices = {
+        f"{name}.weight"
+        for name, part in before.named_modules()
+        if hasattr(part, "weight") and not isinstance(part, nn.Embedding | nn.LayerNorm)
+    }
+    moved = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert moved
+    assert moved <= matrices
+    for name in moved:
+        difference = (ours[name] - theirs[name]).detach()
+        assert int(torch.linalg.matrix_rank(difference, rtol=1e-8).max()) == 1
+
+
+def test_replay_keeps_what_the_parent_knew(parent, mine, morse_file, tmp_path):
+    """The user's molecules pull the backbone away from `high`; with its labels in every batch it stays."""
+    errors = {}
+    for name, replay in (("plain", None), ("replayed", {"data": str(morse_file), "share": 0.5})):
+        data = {"train": str(mine), "valid_fraction": 0, "test_fraction": 0, "replay": replay}
+        stages = [{"name": "tune", "tasks": ["energy_mine"], "max_steps": 80, "lr": 1e-2}]
+        result = train(_config(mine, tmp_path / name, data=data, stages=stages), initial=parent)
+        found = evaluate(load_model(result.checkpoint), open_dataset(str(morse_file)), ["energy_high", "forces_low"])
+        errors[name] = found.metrics["energy_high"]["rmse_mev"], found.metrics["forces_low"]["rmse_mev_per_angstrom"]
+    assert errors["replayed"][0] < 0.8 * errors["plain"][0]
+    assert errors["replayed"][1] < 0.8 * errors["plain"][1]
+
+
+def test_replay_draws_its_share_and_leaves_held_out_molecules_out(mine, morse_file, tmp_path):
+    from mfm.training.data import prepare_data, stage_sampler
+
+    store = open_dataset(str(morse_file))
+    held = tmp_path / "held.h5"
+    Store.from_records(store, store.card.replace(test_molecules=("water",))).write(held)
+    config = _config(mine, tmp_path / "run", data={"train": str(mine), "replay": {"data": str(held), "share": 0.25}})
+    data = prepare_data(config.data, ["energy_low", "energy_mine"], ["energy_low"])
+    assert data.n_replayed == 28
+    assert "water" not in data.train.molecules[data.replayed]
+    assert len(data.new) == len(data.train) - 28
+    sampler = stage_sampler(data.train, ["energy_mine"], config.batch, 0, (data.replayed, data.replay_share))
+    drawn = np.concatenate(sampler.plan())
+    assert np.mean(data.replayed[drawn]) == pytest.approx(0.25, abs=0.03)
+
+
+def test_mistakes_say_what_to_do(parent, mine, morse_file, tmp_path):
+    def run(initial: Path | None = parent, **changes: Any) -> None:
+        train(_config(mine, tmp_path / "run", **changes), initial=initial)
+
+    replay = {"train": str(mine), "replay": {"data": str(morse_file)}}
+    with pytest.raises(ValueError, match=r"`data\.replay` is for a model that starts from another one; give its"):
+        run(None, data=replay, tasks={"energy_mine": {}})
+    with pytest.raises(ValueError, match=r"give `data\.replay` or `batch\.ratios`, not both"):
+        run(data=replay, batch={"ratios": {"mine": 1}})
+    with pytest.raises(ValueError, match=r"`data\.replay` needs labels of energy_low, energy_high"):
+        run(data={"train": str(mine), "replay": {"data": str(mine)}})
+    with pytest.raises(
+        ValueError, match=r"task `energy_low` must be joined as in the parent checkpoint \(independent\)"
+    ):
+        run(tasks={"energy_mine": {}, "energy_low": {"anchor": "energy_mine"}})
+    with pytest.raises(
+        ValueError, match=r"stage `tune` needs labels of one of its tasks energy_low, the training data"
+    ):
+        run(stages=[{"name": "tune", "tasks": ["energy_low"], "max_steps": 1}])
+
+
+def test_elements_new_to_the_parent(parent, tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    records = [
+        Record(
+            Structure(np.array([9, 1]), np.array([[0.0, 0, 0], [0.9 + 0.1 * rng.random(), 0, 0]])),
+            {"energy_mine": np.array(-2700.0)},
+            "HF",
+        )
+        for _ in range(8)
+    ]
+    card = open_dataset("builtin:chno-mini").card.replace(
+        name="mine", levels={"mine": LevelOfTheory(method="x")}, references={}, test_molecules=()
+    )
+    path = tmp_path / "fluoride.h5"
+    Store.from_records(records, card).write(path)
+    data = {"train": str(path), "valid_fraction": 0, "test_fraction": 0}
+    with pytest.raises(ValueError, match=r"task `energy_mine` needs `energy_low`, whose parent knows no F"):
+        train(_config(path, tmp_path / "a", data=data), initial=parent)
+    result = train(_config(path, tmp_path / "b", data=data, tasks={"energy_mine": {}}), initial=parent)
+    model = load_model(result.checkpoint)
+    assert model.fidelities == ["mine"]
+    assert model.elements == [1, 9]
+    assert "energy_low of the parent is left out: it knows no F" in caplog.text

@@ -182,7 +182,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_tracking(commands)
     _add_data(commands)
     _add_label(commands)
+    _add_transfer(commands)
     return parser
+
+
+def _add_transfer(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from mfm.transfer.commands import register
+
+    register(commands)
 
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

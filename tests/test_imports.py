@@ -25,7 +25,7 @@ LAYERS = [
     {"calculator", "tracking"},
     {"evaluation"},
     {"training"},
-    {"tuning"},
+    {"tuning", "transfer"},
     {"cli"},
 ]
 """A part imports from layers above it in this list and from itself, never from its own layer or one below."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import ase
 import numpy as np
 import psutil
+from ase.data import covalent_radii
 from ase.io import Trajectory
 from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
@@ -19,10 +20,24 @@ from ase.md.verlet import VelocityVerlet
 from ase.units import fs, kB
 from tqdm import tqdm
 
-__all__ = ["Drift", "Run", "energy_drift", "measure_drift", "memory_growth", "run_dynamics", "thermalise"]
+__all__ = [
+    "Drift",
+    "Run",
+    "energy_drift",
+    "measure_drift",
+    "memory_growth",
+    "run_dynamics",
+    "survival_time",
+    "thermalise",
+]
 
 _FRICTION = 0.01
 """1/fs; couples a small molecule to 300 K within a few hundred fs."""
+
+_BONDED = 1.3
+"""Distance in sums of covalent radii up to which two atoms count as bonded."""
+_BROKEN = 0.5
+"""Å that a bond may change by (Fu et al., TMLR 2023, arXiv:2210.07237)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,3 +237,42 @@ def memory_growth(run: Run) -> float:
     if quarter < 2:
         raise ValueError(f"a growth needs at least 8 samples, got {len(run.memory)}; run longer or sample more often")
     return float(np.median(run.memory[-quarter:]) - np.median(run.memory[quarter : 2 * quarter]))
+
+
+def survival_time(
+    atoms: ase.Atoms, duration: float = 20.0, temperature: float = 500.0, timestep: float = 0.5, seed: int = 0
+) -> float:
+    """Picoseconds of thermostatted dynamics until a bond breaks, or the whole duration.
+
+    A bond breaks when its length differs from that at the start by more than 0.5 Å. Reactions take longer than this at
+    500 K, so a molecule that does not survive fell into a hole of its potential.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        With a calculator, near a minimum; moved in place.
+    duration : float, ps
+    temperature : float, K
+    timestep : float, fs
+
+    Returns
+    -------
+    float
+        ps, in steps of ten time steps. 0 if the atoms are bonded to nothing.
+    """
+    lengths = atoms.get_all_distances(mic=bool(atoms.pbc.any()))
+    radii = covalent_radii[atoms.numbers]
+    one, other = np.nonzero(np.triu(lengths < _BONDED * (radii[:, None] + radii), k=1))
+    start = lengths[one, other]
+    if not len(start):
+        return 0.0
+    thermalise(atoms, temperature, seed)
+    integrator = _integrator(atoms, timestep, temperature, seed)
+    every = 10
+    n_blocks = max(1, round(1000.0 * duration / (every * timestep)))
+    for block in range(n_blocks):
+        integrator.run(every)
+        now = atoms.get_all_distances(mic=bool(atoms.pbc.any()))[one, other]
+        if not np.all(np.abs(now - start) <= _BROKEN):  # NaN breaks too
+            return block * every * timestep / 1000.0
+    return n_blocks * every * timestep / 1000.0

@@ -1,0 +1,311 @@
+"""What a transfer study found: errors, labels that a target error costs, where pre-training hurts, and the price."""
+
+import base64
+import dataclasses
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import stats
+
+from mfm.properties import task_name
+from mfm.transfer.grid import Layout
+from mfm.transfer.plan import BASELINE, STRATEGIES, TransferConfig
+
+__all__ = ["Interval", "labels_needed", "mean_interval", "write_report"]
+
+_CONFIDENCE = 0.95
+_RESAMPLES = 2000
+_SETS = {"metrics": "test", "out_of_distribution": "out of distribution"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 1) -> str:
+        """As it stands in a table."""
+        if math.isnan(self.low):
+            return f"{self.value:.{digits}f}"
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Geometric mean of errors over seeds, with Student's interval of their logarithms; none for a single seed.
+
+    Examples
+    --------
+    >>> mean_interval([1.0, 2.0, 4.0]).text(2)
+    '2.00 (0.36 to 11.19)'
+    """
+    logarithms = np.log(np.asarray(values, dtype=float))
+    mean = float(logarithms.mean())
+    if len(logarithms) < 2:
+        return Interval(math.exp(mean), math.nan, math.nan)
+    half = float(stats.t.ppf(0.5 + _CONFIDENCE / 2, len(logarithms) - 1) * stats.sem(logarithms))
+    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def labels_needed(errors: Mapping[int, Sequence[float]], target: float, seed: int = 0) -> Interval:
+    """Labels at which the mean error over seeds falls to a target, with a bootstrap interval over seeds.
+
+    Between two numbers of labels the error is taken to follow a power law. Infinite if it is not reached; the smallest
+    number if that is good enough, so that the true one may lie below.
+
+    Parameters
+    ----------
+    errors : mapping of int to sequence of float
+        Number of labels to the errors of the seeds.
+    target : float
+        In the errors' unit.
+    """
+    sizes = sorted(errors)
+    curve = _crossing(sizes, [float(np.mean(np.log(errors[n]))) for n in sizes], math.log(target))
+    n_seeds = min(len(errors[n]) for n in sizes)
+    if n_seeds < 2:
+        return Interval(curve, math.nan, math.nan)
+    table = np.log([list(errors[n])[:n_seeds] for n in sizes])
+    drawn = np.random.default_rng(seed).integers(n_seeds, size=(_RESAMPLES, n_seeds))
+    found = [_crossing(sizes, table[:, rows].mean(axis=1).tolist(), math.log(target)) for rows in drawn]
+    low, high = np.quantile(found, [0.5 - _CONFIDENCE / 2, 0.5 + _CONFIDENCE / 2], method="inverted_cdf")
+    return Interval(curve, float(low), float(high))
+
+
+def _crossing(sizes: Sequence[int], logarithms: Sequence[float], target: float) -> float:
+    if logarithms[0] <= target:
+        return float(sizes[0])
+    for place in range(1, len(sizes)):
+        before, after = logarithms[place - 1], logarithms[place]
+        if after <= target:
+            part = (before - target) / (before - after)
+            return float(sizes[place - 1] * (sizes[place] / sizes[place - 1]) ** part)
+    return math.inf
+
+
+class Findings:
+    """Results of the models of a study, by strategy and number of labels."""
+
+    def __init__(self, config: TransferConfig, folder: Path) -> None:
+        self.config = config
+        self.cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        self.parents: dict[int, dict[str, Any]] = {}
+        for cell in config.cells():
+            path = Layout(folder).result(cell)
+            if not path.exists():
+                continue
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if cell.n_labels:
+                self.cells.setdefault((cell.strategy, cell.n_labels), []).append(found)
+            else:
+                self.parents[cell.seed] = found
+
+    def errors(self, part: str, quantity: str, strategy: str, n_labels: int) -> list[float]:
+        """Errors of the seeds; empty where there is no such label."""
+        task = task_name(quantity, self.config.high)
+        metric = "mae_mev" if quantity == "energy" else "mae_mev_per_angstrom"
+        cells = self.cells.get((strategy, n_labels), [])
+        return [cell[part][task][metric] for cell in cells if task in cell.get(part, {})]
+
+    def curve(self, part: str, quantity: str, strategy: str) -> dict[int, list[float]]:
+        """Errors by number of labels, where there are any."""
+        found = {n: self.errors(part, quantity, strategy, n) for n in self.config.labels}
+        return {n: values for n, values in found.items() if values}
+
+    def panels(self) -> list[tuple[str, str]]:
+        """Test sets and quantities that there are results for."""
+        asked = [(part, quantity) for part in _SETS for quantity in ("energy", "forces")]
+        return [pair for pair in asked if any(self.curve(*pair, strategy) for strategy in self.config.strategies)]
+
+    def seconds(self, strategy: str, n_labels: int) -> list[float]:
+        """Time of training, that of the model they started from included."""
+        parent = STRATEGIES[strategy].parent is not None
+        return [
+            cell["clock"]["seconds"] + (self.parents[cell["seed"]]["clock"]["seconds"] if parent else 0.0)
+            for cell in self.cells.get((strategy, n_labels), [])
+        ]
+
+    def target(self, part: str, quantity: str) -> float | None:
+        """Error whose price is asked for: the baseline's at most labels, or, for test energies, the stated one."""
+        if self.config.target is not None and (part, quantity) == ("metrics", "energy"):
+            return self.config.target
+        values = self.errors(part, quantity, BASELINE, self.config.labels[-1])
+        return mean_interval(values).value if values else None
+
+
+def _unit(quantity: str) -> str:
+    return "meV" if quantity == "energy" else "meV/Å"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _error_table(found: Findings, part: str, quantity: str) -> str:
+    config, rows = found.config, []
+    for n in config.labels:
+        row = [str(n)]
+        for strategy in config.strategies:
+            values = found.errors(part, quantity, strategy, n)
+            row.append(mean_interval(values).text(2) if values else "")
+        rows.append(row)
+    return _table([f"labels of {config.high}", *config.strategies], rows)
+
+
+def _price_table(found: Findings) -> str:
+    rows = []
+    for part, quantity in found.panels():
+        target = found.target(part, quantity)
+        if target is None:
+            continue
+        row = [f"{quantity}, {_SETS[part]}: {target:.2f} {_unit(quantity)}"]
+        for strategy in found.config.strategies:
+            curve = found.curve(part, quantity, strategy)
+            row.append(_price(labels_needed(curve, target), found.config.labels) if curve else "")
+        rows.append(row)
+    return _table(["target", *found.config.strategies], rows)
+
+
+def _price(needed: Interval, labels: Sequence[int]) -> str:
+    def one(value: float) -> str:
+        if math.isinf(value):
+            return f"> {labels[-1]}"
+        return f"≤ {labels[0]}" if value <= labels[0] else f"{value:.0f}"
+
+    if math.isnan(needed.low):
+        return one(needed.value)
+    return f"{one(needed.value)} ({one(needed.low)} to {one(needed.high)})"
+
+
+def hurting(found: Findings) -> list[str]:
+    """Where a strategy is worse than the high level alone, by Welch's test on the logarithms over seeds."""
+    lines = []
+    for part, quantity in found.panels():
+        for strategy in found.config.strategies:
+            for n in found.config.labels if strategy != BASELINE else ():
+                mine, theirs = (found.errors(part, quantity, name, n) for name in (strategy, BASELINE))
+                if not mine or not theirs or np.mean(np.log(mine)) <= np.mean(np.log(theirs)):
+                    continue
+                factor = math.exp(float(np.mean(np.log(mine)) - np.mean(np.log(theirs))))
+                where = (
+                    f"`{strategy}`, {n} labels, {quantity}, {_SETS[part]}: {factor:.2f} times the error of `{BASELINE}`"
+                )
+                if min(len(mine), len(theirs)) < 2:
+                    lines.append(f"{where} (one seed: no test)")
+                    continue
+                p = float(stats.ttest_ind(np.log(mine), np.log(theirs), equal_var=False).pvalue)
+                lines.append(
+                    f"{where}, {'**hurts**' if p < 1 - _CONFIDENCE else 'within the noise of seeds'} (p = {p:.2g})"
+                )
+    return lines
+
+
+def _cost_table(found: Findings) -> str:
+    rows = []
+    for strategy in found.config.strategies:
+        seconds = [value for n in found.config.labels for value in found.seconds(strategy, n)]
+        stable = [value for n in found.config.labels for c in found.cells.get((strategy, n), [])
+                  for value in c.get("stability_ps", [])]  # fmt: skip
+        rows.append(
+            [
+                strategy,
+                STRATEGIES[strategy].description,
+                f"{np.median(seconds):.0f}" if seconds else "",
+                f"{np.median(stable):.1f} ({min(stable):.1f} to {max(stable):.1f})" if stable else "",
+            ]
+        )
+    return _table(["strategy", "what it does", "seconds of training", "ps of dynamics survived"], rows)
+
+
+def _draw(found: Findings, path: Path) -> None:
+    panels = found.panels()
+    figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (part, quantity) in enumerate(panels):
+        axis = figure.add_subplot(1, len(panels), place + 1)
+        for k, strategy in enumerate(found.config.strategies):
+            curve = {n: mean_interval(values) for n, values in found.curve(part, quantity, strategy).items()}
+            if not curve:
+                continue
+            axis.plot(list(curve), [i.value for i in curve.values()], "o-", color=f"C{k}", label=strategy, markersize=3)
+            bands = [(i.low, i.high) for i in curve.values()]
+            if not any(math.isnan(low) for low, _ in bands):
+                axis.fill_between(list(curve), *np.transpose(bands), color=f"C{k}", alpha=0.15, linewidth=0)
+        axis.set(xscale="log", yscale="log", xlabel=f"labels of {found.config.high}")
+        axis.set_ylabel(f"{quantity} MAE, {_unit(quantity)}")
+        axis.set_title(_SETS[part], fontsize=9)
+        axis.grid(alpha=0.3, which="both")
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def write_report(config: TransferConfig, folder: Path) -> list[Path]:
+    """Write ``report.md``, ``report.html`` (in one file, works offline) and the figure, from the models there are.
+
+    Raises
+    ------
+    ValueError
+        If there is no model yet.
+    """
+    found = Findings(config, folder)
+    if not found.panels():
+        raise ValueError(f"no model of `{config.name}` is finished in `{folder}`; run `mfm transfer` first")
+    figure = folder / "report.png"
+    _draw(found, figure)
+    some = next(iter(found.cells.values()))[0]
+    done, planned = sum(map(len, found.cells.values())), len(config.labels) * len(config.strategies) * config.seeds
+    sections: list[tuple[str, str]] = [
+        (f"labels of {config.high} that a target error costs", _price_table(found)),
+        *((f"{quantity} MAE, {_SETS[part]}, {_unit(quantity)}", _error_table(found, part, quantity))
+          for part, quantity in found.panels()),
+        ("where another level hurts", "\n".join(f"- {line}" for line in hurting(found)) or "Nowhere."),
+        ("cost and stability", _cost_table(found)),
+    ]  # fmt: skip
+    preface = (
+        f"{done} of {planned} models, {config.seeds} seeds; means are geometric, intervals 95 %: Student's for errors,"
+        f" bootstrap over seeds for numbers of labels. Commit {some['commit']}, test data {some['test_digest']},"
+        f" {some['n_parameters']} parameters, {some['processor']}."
+    )
+    markdown, page = folder / "report.md", folder / "report.html"
+    body = "\n\n".join(f"## {title[0].upper()}{title[1:]}\n\n{text}" for title, text in sections)
+    markdown.write_text(f"# {config.name}\n\n{preface}\n\n![errors]({figure.name})\n\n{body}\n", encoding="utf-8")
+    page.write_text(_page(config.name, preface, figure, sections), encoding="utf-8")
+    return [markdown, page, figure]
+
+
+def _page(name: str, preface: str, figure: Path, sections: Sequence[tuple[str, str]]) -> str:
+    image = base64.b64encode(figure.read_bytes()).decode("ascii")
+    parts = [f"<h2>{html.escape(title[0].upper() + title[1:])}</h2>{_to_html(text)}" for title, text in sections]
+    style = "body{font:15px sans-serif;max-width:75em;margin:2em auto}td,th{padding:.2em .8em;text-align:left}"
+    return (
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(name)}</title><style>{style}</style>'
+        f"<h1>{html.escape(name)}</h1><p>{html.escape(preface)}</p>"
+        f'<img style="max-width:100%" alt="errors" src="data:image/png;base64,{image}">{"".join(parts)}'
+    )
+
+
+def _to_html(text: str) -> str:
+    """A table or a list of the report as HTML."""
+    lines = text.splitlines()
+    if lines[0].startswith("|"):
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if " --- " not in line]
+        cells = ["".join(f"<{'td' if k else 'th'}>{_inline(c)}</{'td' if k else 'th'}>" for c in row)
+                 for k, row in enumerate(rows)]  # fmt: skip
+        return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+    if lines[0].startswith("- "):
+        return "<ul>" + "".join(f"<li>{_inline(line[2:])}</li>" for line in lines) + "</ul>"
+    return f"<p>{_inline(text)}</p>"
+
+
+def _inline(text: str) -> str:
+    return html.escape(text).replace("**hurts**", "<b>hurts</b>").replace("`", "")

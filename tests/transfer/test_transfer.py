@@ -1,0 +1,202 @@
+"""Transfer studies: their grid, what they resume, and what their report says."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mfm.cli import main
+from mfm.config import validate
+from mfm.data import open_dataset
+from mfm.transfer.grid import Layout, run_grid
+from mfm.transfer.plan import STRATEGIES, Cell, TransferConfig
+from mfm.transfer.report import Findings, hurting, labels_needed, mean_interval, write_report
+from tests.morse import TINY, morse_store
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "morse.h5"
+    morse_store().write(path)
+    return path
+
+
+def _content(file: Path | str, **changes: Any) -> dict[str, Any]:
+    content = {
+        "name": "morse",
+        "run": {
+            "data": {"train": str(file), "test_fraction": 0.25},
+            "model": {"backbone": TINY, "readout_channels": 8},
+            "batch": {"structures": 4},
+            "device": "cpu",
+            "tracking": "none",
+        },
+        "low": "low",
+        "high": "high",
+        "labels": [3, 6],
+        "compute": {"max_steps": STEPS},
+        "strategies": ["scratch", "anchor", "readout"],
+        "seeds": 2,
+    }
+    return {**content, **changes}
+
+
+def _config(file: Path | str, **changes: Any) -> TransferConfig:
+    return validate(TransferConfig, _content(file, **changes))
+
+
+@pytest.fixture(scope="module")
+def study(file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TransferConfig, Path]:
+    folder = tmp_path_factory.mktemp("study")
+    config = _config(file, stability={"picoseconds": 0.02, "structures": 1}, out_of_distribution=str(file))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mfm.evaluation.evaluate.plot_parity", lambda *args, **kwargs: args[1].touch())
+        patch.setattr("mfm.training.run.plot_learning_curves", lambda *args, **kwargs: args[1].touch())
+        assert run_grid(config, folder)
+    torch.set_num_threads(threads)
+    return config, folder
+
+
+def test_every_model_has_the_same_compute(study):
+    config, folder = study
+    layout = Layout(folder)
+    steps = {cell: json.loads(layout.result(cell).read_text())["clock"]["step"] for cell in config.cells()}
+    assert len(steps) == 2 * (1 + 2 * 3)
+    for cell, mine in steps.items():
+        parent = config.parent(cell)
+        if cell.n_labels:
+            assert mine + (steps[parent] if parent else 0) == STEPS
+
+
+def test_labels_are_nested_and_the_same_for_all_strategies(study):
+    _, folder = study
+    layout = Layout(folder)
+    for seed in range(2):
+        sets = []
+        for n in (0, 3, 6):
+            store = open_dataset(str(layout.train(Cell("scratch", n, seed))))
+            assert len(store) == 24
+            covered = store.coverage("energy_high")
+            assert covered.sum() == n
+            assert store.coverage("energy_low").all()
+            sets.append(set(np.flatnonzero(covered).tolist()))
+        assert sets[0] < sets[1] < sets[2]
+    tests = set(open_dataset(str(layout.test)).molecules)
+    assert tests.isdisjoint(store.molecules)
+
+
+def test_what_is_there_is_not_trained_again(study):
+    config, folder = study
+    layout = Layout(folder)
+    gone = Cell("anchor", 6, 1)
+    before = {cell: layout.result(cell).read_text() for cell in config.cells()}
+    layout.result(gone).unlink()
+    times = {cell: layout.result(cell).stat().st_mtime_ns for cell in config.cells() if cell != gone}
+    # its run is still there, so that it is only tested again
+    assert run_grid(config, folder)
+    assert {cell: layout.result(cell).stat().st_mtime_ns for cell in times} == times
+    again = json.loads(layout.result(gone).read_text())
+    assert again["metrics"] == json.loads(before[gone])["metrics"]
+
+
+def test_the_report_names_errors_prices_and_costs(study):
+    config, folder = study
+    markdown, page, figure = write_report(config, folder)
+    text = markdown.read_text()
+    assert "12 of 12 models, 2 seeds" in text
+    assert "| target | scratch | anchor | readout |" in text
+    assert "energy, out of distribution:" in text
+    row = next(line for line in text.splitlines() if line.startswith("| readout | low first, then the high level's"))
+    assert 0 <= float(row.split("|")[4].split("(")[0]) <= 0.02
+    assert "<table>" in page.read_text()
+    assert "data:image/png;base64," in page.read_text()
+    assert figure.stat().st_size > 10_000
+
+
+def test_the_price_of_a_power_law():
+    errors = {n: [100.0 / n, 100.0 / n] for n in (1, 10, 1000)}
+    assert labels_needed(errors, 1.0).value == pytest.approx(100.0)
+    assert labels_needed(errors, 0.01).value == math.inf
+    assert labels_needed(errors, 500.0).value == 1.0
+    spread = labels_needed({n: [50.0 / n, 100.0 / n, 200.0 / n] for n in (1, 10, 1000)}, 1.0)
+    assert spread.value == pytest.approx(100.0)
+    assert spread.low == pytest.approx(50.0)
+    assert spread.high == pytest.approx(200.0)
+    assert math.isnan(labels_needed({1: [2.0], 10: [0.5]}, 1.0).low)
+
+
+def test_an_interval_of_seeds():
+    assert mean_interval([1.0, 2.0, 4.0]).text(2) == "2.00 (0.36 to 11.19)"
+    assert mean_interval([3.0]).text() == "3.0"
+
+
+def test_harm_is_flagged_where_seeds_agree(file, tmp_path):
+    config = _config(file, strategies=["scratch", "joint"], seeds=3, labels=[3, 6])
+    layout = Layout(tmp_path)
+    layout.result(Cell("joint", 3, 0)).parent.mkdir(parents=True)
+    values = {
+        ("scratch", 3): [10.0, 11.0, 10.5], ("joint", 3): [20.0, 21.0, 22.0],
+        ("scratch", 6): [10.0, 2.0, 5.0], ("joint", 6): [10.0, 4.0, 3.0],
+    }  # fmt: skip
+    for (strategy, n), errors in values.items():
+        for seed, error in enumerate(errors):
+            metrics = {"energy_high": {"mae_mev": error}}
+            layout.result(Cell(strategy, n, seed)).write_text(json.dumps({"metrics": metrics, "seed": seed}))
+    lines = hurting(Findings(config, tmp_path))
+    assert len(lines) == 2
+    assert lines[0].startswith("`joint`, 3 labels, energy, test: 2.00 times the error of `scratch`, **hurts** (p = ")
+    assert "within the noise of seeds" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategies": ["scratch", "magic"]}, r"`strategies` must be of scratch, joint, .*, got `magic`"),
+        ({"strategies": ["anchor"]}, r"`strategies` must hold `scratch`"),
+        ({"labels": [6, 3]}, r"`labels` must rise"),
+        ({"low": "high"}, r"`low` and `high` must differ"),
+        ({"compute": {}}, r"one of `max_steps` and `max_minutes`"),
+        ({"run": {"data": {"train": "x"}, "seed": 1}}, r"`run` must leave `seed` to the study"),
+        ({"run": {"data": {"train": "x"}, "optimizr": {}}}, r"unknown key; did you mean `optimizer`"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(file, changes, message):
+    with pytest.raises(ValueError, match=message):
+        _config(file, **changes)
+
+
+def test_too_few_labels_and_no_test_part(file, tmp_path):
+    with pytest.raises(ValueError, match=r"`labels` asks for 500 labels of `high`, the training part has 12"):
+        run_grid(_config(file, labels=[3, 500]), tmp_path)
+    run = {**_content(file)["run"], "data": {"train": str(file), "test_fraction": 0}}
+    with pytest.raises(ValueError, match=r"a study needs test structures with `energy_high`"):
+        run_grid(_config(file, run=run), tmp_path)
+    with pytest.raises(ValueError, match=r"no model of `morse` is finished"):
+        write_report(_config(file), tmp_path)
+
+
+def test_the_command_reports_what_is_there(study, capsys, tmp_path):
+    import yaml
+
+    config, folder = study
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert main(["transfer", str(path), "--output", str(folder), "--report-only"]) == 0
+    assert "labels of high that a target error costs" in capsys.readouterr().out.lower()
+    assert main(["transfer", str(path), "--workers", "0"]) == 2
+    assert "`--workers` must be at least 1" in capsys.readouterr().err
+
+
+def test_all_strategies_make_valid_recipes(file):
+    config = _config(file, strategies=list(STRATEGIES))
+    for cell in config.cells():
+        recipe = config.recipe(cell, str(file), str(file), "folder")
+        assert ("energy_high" in recipe.model.tasks) == (cell.n_labels > 0)

@@ -17,6 +17,7 @@ from mfm.evaluation.dynamics import (
     measure_drift,
     memory_growth,
     run_dynamics,
+    survival_time,
     thermalise,
 )
 from tests.tiny import tiny_model
@@ -167,3 +168,13 @@ def test_calculator_keeps_its_memory() -> None:
 @pytest.mark.slow
 def test_memory_over_twenty_thousand_steps() -> None:
     assert memory_growth(dynamics_of_a_model(20_000)) < 5
+
+
+def test_springs_survive_and_a_repulsive_potential_does_not() -> None:
+    assert survival_time(water(), duration=0.05) == pytest.approx(0.05)
+    atoms = water()
+    atoms.calc.reference = 2.0 * atoms.positions  # springs that want bonds twice as long
+    ended = survival_time(atoms, duration=1.0, temperature=1.0)
+    # 5 eV/Å² and the mass of hydrogen: bonds have grown by 0.5 of 0.96 Å within a quarter of a 28 fs period
+    assert ended == pytest.approx(0.005)
+    assert survival_time(ase.Atoms("H2", [[0, 0, 0], [0, 0, 9.0]])) == 0.0

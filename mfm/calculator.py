@@ -34,8 +34,9 @@ class MFMCalculator(Calculator):
 
     Parameters
     ----------
-    model : path or MFMModel
-        A checkpoint, or a model in memory (which is copied).
+    model : path, str or MFMModel
+        A checkpoint; ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN`` of the tracked runs in
+        ``mlruns/`` or where ``MFM_TRACKING_URI`` says; or a model in memory (which is copied).
     fidelity : str, optional
         Level of theory to run at. May be left out only if the model has just one.
     device : str, optional
@@ -71,15 +72,15 @@ class MFMCalculator(Calculator):
         # torch and torch_geometric take seconds to import: a script pays when it makes a calculator, not before
         import torch
 
-        from mfm.checkpoint import load_model
         from mfm.potential import Potential
+        from mfm.tracking import open_model
 
         if dtype not in (None, "float32", "float64"):
             raise ValueError(f"`dtype` must be `float32` or `float64`, got `{dtype}`")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = None if dtype is None else getattr(torch, dtype)
-        loaded = load_model(model, dtype=precision) if isinstance(model, str | Path) else model
+        loaded = open_model(model, dtype=precision) if isinstance(model, str | Path) else model
         self._potential = Potential(loaded, torch.device(device), precision, skin)
         self._fidelity = self._choose(fidelity)
         self._field = None if electric_field is None else [float(component) for component in electric_field]

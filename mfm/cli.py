@@ -1,4 +1,4 @@
-"""Command line: ``mfm label | train | eval | predict | data | ui | compare``.
+"""Command line: ``mfm label | train | eval | predict | data | ui | compare | sync | register``.
 
 Subcommands import what they need when they run, so that ``mfm --help`` is instant.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 __all__ = ["main"]
 
+_CHECKPOINT = "model file, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN"
 _INTERRUPTED = 130
 """Exit status of a run that a signal stopped, as shells have it for Ctrl-C."""
 
@@ -91,11 +92,11 @@ def _train(options: argparse.Namespace) -> int:
 
 def _eval(options: argparse.Namespace) -> int:
     _prepare(options)
-    from mfm.checkpoint import load_model
     from mfm.data.opening import open_dataset
     from mfm.evaluation.evaluate import evaluate
+    from mfm.tracking import open_model
 
-    model = load_model(options.checkpoint, device=_device(options.device))
+    model = open_model(options.checkpoint, device=_device(options.device))
     store = open_dataset(
         options.file,
         format=options.format,
@@ -119,31 +120,12 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     _prepare(options)
-    from mfm.checkpoint import load_model
     from mfm.evaluation.predict import predict_file
+    from mfm.tracking import open_model
 
-    model = load_model(options.checkpoint, device=_device(options.device))
+    model = open_model(options.checkpoint, device=_device(options.device))
     count = predict_file(model, options.input, options.output, options.fidelity, forces=not options.no_forces)
     print(f"{options.output}: {count} structures")
-    return 0
-
-
-def _ui(options: argparse.Namespace) -> int:
-    from mfm import tracking
-
-    command = tracking.ui_command(options.directory, options.port)
-    print(f"http://127.0.0.1:{options.port}/?workflowType=machine_learning  (ready in about 15 s, stop with Ctrl-C)")
-    print(" ".join(command))
-    if not options.dry_run:
-        sys.stdout.flush()
-        os.execve(command[0], command, tracking.ui_environment())
-    return 0
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from mfm import tracking
-
-    print(tracking.compare_runs(options.runs, options.directory, every=options.all))
     return 0
 
 
@@ -232,7 +214,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("recipe", nargs="?", type=Path, help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the recipe")
-    parser.add_argument("--from", dest="initial", type=Path, metavar="CKPT", help="start from the weights of a model")
+    parser.add_argument("--from", dest="initial", metavar="CKPT", help=f"start from the weights of a {_CHECKPOINT}")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run of this folder")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     _add_machine(parser, device=False)
@@ -243,7 +225,7 @@ def _add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser = commands.add_parser(
         "eval", help="errors of a model on labelled structures", description="Errors of a model, a row per task."
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("checkpoint", metavar="CKPT", help=_CHECKPOINT)
     parser.add_argument("file", metavar="FILE", help="dataset: builtin:NAME, an mfm file or a foreign file")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all errors, by element and molecule too")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write tables and a parity plot")
@@ -264,7 +246,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="energies and forces of structures in a file",
         description="Predict structures of any file that ASE reads; writes extended XYZ.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("checkpoint", metavar="CKPT", help=_CHECKPOINT)
     parser.add_argument("input", type=Path, metavar="IN")
     parser.add_argument("output", type=Path, metavar="OUT.xyz")
     parser.add_argument("--fidelity", nargs="+", help="levels to predict (default: all)")
@@ -274,18 +256,9 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_tracking(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    ui = commands.add_parser("ui", help="browse runs", description="Serve the pages of MLflow on this machine.")
-    ui.add_argument("--port", type=int, default=5000)
-    ui.add_argument("--dry-run", action="store_true", help="print the command, do not run it")
-    ui.set_defaults(run=_ui)
-    compare = commands.add_parser(
-        "compare", help="table of runs", description="Settings in which runs differ, and their errors."
-    )
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="name of a run, or the start of its id")
-    compare.add_argument("--all", action="store_true", help="also what agrees, and training metrics")
-    compare.set_defaults(run=_compare)
-    for parser in (ui, compare):
-        parser.add_argument("--directory", default="mlruns", help="folder of the runs (default: mlruns)")
+    from mfm.evaluation.commands import register
+
+    register(commands)
 
 
 if __name__ == "__main__":

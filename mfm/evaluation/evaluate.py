@@ -14,18 +14,29 @@ import torch
 from mfm.data.dataset import GraphDataset
 from mfm.data.store import Store
 from mfm.evaluation.metrics import Prediction, errors, errors_by_element, errors_by_group, report_unit
-from mfm.evaluation.plots import plot_parity
+from mfm.evaluation.plots import plot_parity, thinned
 from mfm.graph import AtomicGraph, collate
 from mfm.model import MFMModel
 from mfm.properties import PROPERTIES, parse_task
 
-__all__ = ["Evaluation", "batched", "evaluable", "evaluate", "labelled_rows", "model_graphs", "predict_labelled"]
+__all__ = [
+    "Evaluation",
+    "batched",
+    "evaluable",
+    "evaluate",
+    "labelled_rows",
+    "model_graphs",
+    "predict_labelled",
+    "read_points",
+]
 
 logger = logging.getLogger(__name__)
 
 _DERIVATIVES = {"forces": "energy", "stress": "energy"}
 """Property that is a derivative, and of what."""
 _MOST_ATOMS = 2048
+_MOST_POINTS = 5000
+"""Points per task that are kept for comparisons with other models: 40 kB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +101,13 @@ class Evaluation:
         return _table(table)
 
     def write(self, folder: Path, name: str) -> list[Path]:
-        """Write ``name.json``, ``.md``, ``.csv`` and ``_parity.png``; returns their paths."""
+        """Write ``name.json``, ``.md``, ``.csv``, ``_parity.npz`` and, per fidelity, ``_parity_FIDELITY.png``.
+
+        Returns
+        -------
+        list of Path
+            What was written. The points in ``_parity.npz`` are those of the figures, see :func:`read_points`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(self.to_json(), encoding="utf-8")
         (folder / f"{name}.md").write_text(self.to_markdown(), encoding="utf-8")
@@ -99,8 +116,32 @@ class Evaluation:
             writer = csv.DictWriter(file, list(table[0]))
             writer.writeheader()
             writer.writerows(table)
-        plot_parity(self.predictions, folder / f"{name}_parity.png", title=f"{self.dataset}, energies without atoms")
-        return [folder / f"{name}{end}" for end in (".json", ".md", ".csv", "_parity.png")]
+        _write_points(self.predictions, folder / f"{name}_parity.npz")
+        figures = []
+        for fidelity in dict.fromkeys(parse_task(task).fidelity for task in self.predictions):
+            shown = {task: found for task, found in self.predictions.items() if parse_task(task).fidelity == fidelity}
+            figures.append(folder / f"{name}_parity_{fidelity}.png")
+            plot_parity(shown, figures[-1], title=f"{self.dataset}, {fidelity}, energies without atoms")
+        return [*(folder / f"{name}{end}" for end in (".json", ".md", ".csv", "_parity.npz")), *figures]
+
+
+def _write_points(predictions: Mapping[str, Prediction], path: Path) -> None:
+    arrays = {}
+    for task, found in predictions.items():
+        chosen = thinned(found.target.reshape(-1), _MOST_POINTS)
+        arrays[f"target/{task}"] = found.target.reshape(-1)[chosen].astype(np.float32)
+        arrays[f"predicted/{task}"] = found.predicted.reshape(-1)[chosen].astype(np.float32)
+    np.savez_compressed(path, **arrays)
+
+
+def read_points(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Task to (labels, predictions), each (n,), in the property's unit, of a file that :meth:`Evaluation.write` left.
+
+    Energies are without their atomic references.
+    """
+    with np.load(path) as file:
+        tasks = [name.removeprefix("target/") for name in file if name.startswith("target/")]
+        return {task: (file[f"target/{task}"], file[f"predicted/{task}"]) for task in tasks}
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -1,5 +1,6 @@
 """Figures: learning curves and parity plots. No global matplotlib state is touched."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from mfm.evaluation.metrics import Prediction, errors, report_unit
 from mfm.properties import PROPERTIES, parse_task
 
-__all__ = ["plot_learning_curves", "plot_parity"]
+__all__ = ["draw_overlaid_curves", "draw_overlaid_parity", "plot_learning_curves", "plot_parity", "thinned"]
 
 _PANEL = 3.2
 """Inches."""
@@ -91,11 +92,11 @@ def plot_parity(predictions: Mapping[str, Prediction], path: Path, title: str = 
 
 def _parity_panel(axis: Axes, task: str, prediction: Prediction) -> None:
     target, predicted = prediction.target.reshape(-1), prediction.predicted.reshape(-1)
-    stride = max(1, len(target) // _MOST_POINTS)
+    shown = thinned(target, _MOST_POINTS)
     low, high = float(target.min()), float(target.max())
     margin = 0.05 * (high - low) or 1.0
     axis.plot([low - margin, high + margin], [low - margin, high + margin], color="0.6", linewidth=0.8)
-    axis.plot(target[::stride], predicted[::stride], ".", markersize=3, alpha=0.5, color="C0", rasterized=True)
+    axis.plot(target[shown], predicted[shown], ".", markersize=3, alpha=0.5, color="C0", rasterized=True)
     unit = PROPERTIES[parse_task(task).property].unit
     axis.set_xlabel(f"label ({unit})")
     axis.set_ylabel(f"prediction ({unit})")
@@ -103,3 +104,64 @@ def _parity_panel(axis: Axes, task: str, prediction: Prediction) -> None:
     text = f"MAE {found[f'mae_{report.suffix}']:.2f}\nRMSE {found[f'rmse_{report.suffix}']:.2f} {report.symbol}"
     axis.annotate(f"{text}\nn = {int(found['count'])}", (0.04, 0.96), xycoords="axes fraction", va="top", fontsize=8)
     axis.set_title(task, fontsize=9)
+
+
+def thinned(values: np.ndarray, most: int) -> np.ndarray:
+    """Positions of at most so many values, evenly over the array."""
+    return np.linspace(0, len(values) - 1, min(len(values), most)).astype(np.int64)
+
+
+def draw_overlaid_curves(runs: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> bytes:
+    """PNG image with a panel per metric and, in each, a curve per run.
+
+    Parameters
+    ----------
+    runs : mapping of run to metric to (step, value) pairs
+        Not all empty.
+    """
+    metrics = list(dict.fromkeys(metric for curves in runs.values() for metric in curves))
+    figure, axes = _figure(len(metrics), columns=3)
+    for axis, metric in zip(axes, metrics, strict=True):
+        positive = True
+        for number, (name, curves) in enumerate(runs.items()):
+            if metric in curves:
+                steps, values = np.array(curves[metric], dtype=np.float64).T
+                positive = positive and bool((values > 0).all())
+                marker = "." if len(steps) < 60 else ""
+                axis.plot(steps, values, color=f"C{number % 10}", linewidth=1.0, marker=marker, label=name)
+        if positive:
+            axis.set_yscale("log")
+        axis.set_title(metric, fontsize=8)
+        axis.set_xlabel("optimiser step")
+        axis.grid(alpha=0.3)
+    return _with_legend(figure, axes)
+
+
+def draw_overlaid_parity(tasks: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> bytes:
+    """PNG image with a panel per task and, in each, the points of every run.
+
+    Parameters
+    ----------
+    tasks : mapping of task to run to (labels, predictions)
+        In the unit of the property.
+    """
+    figure, axes = _figure(len(tasks), columns=3)
+    for axis, (task, runs) in zip(axes, tasks.items(), strict=True):
+        labels = np.concatenate([target for target, _ in runs.values()])
+        axis.axline((float(labels.min()), float(labels.min())), slope=1, color="0.6", linewidth=0.8)
+        for number, (name, (target, predicted)) in enumerate(runs.items()):
+            axis.plot(target, predicted, ".", label=name, color=f"C{number % 10}", alpha=0.5, markersize=3)
+        unit = PROPERTIES[parse_task(task).property].unit
+        axis.set_xlabel(f"label ({unit})")
+        axis.set_ylabel(f"prediction ({unit})")
+        axis.set_title(task, fontsize=9)
+    return _with_legend(figure, axes)
+
+
+def _with_legend(figure: Figure, axes: Sequence[Axes]) -> bytes:
+    """PNG image of a figure with one legend for all panels, below them."""
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8, ncols=3)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=110, format="png")
+    return image.getvalue()

@@ -37,8 +37,6 @@ class TrainingState(TypedDict):
     """Weight average (None between stages, where the model carries it)."""
     optimizer: dict[str, Any] | None
     random: dict[str, Any]
-    runs: dict[str, str]
-    """Tracking: identifiers of the parent run (``parent``) and of each stage by name."""
     domain: str
     """Domain of the model, JSON: a run that started from another model cannot fit it to the data."""
     parent: str

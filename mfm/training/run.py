@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from mfm import tracking
-from mfm.checkpoint import load_model, save_checkpoint
+from mfm.checkpoint import save_checkpoint
 from mfm.evaluation.evaluate import Evaluation, evaluate
 from mfm.evaluation.plots import plot_learning_curves
 from mfm.model import Domain, MFMModel, build_model
@@ -32,6 +32,7 @@ RESOLVED_CONFIG = "config.yaml"
 """File in a run's folder with the whole configuration, defaults included."""
 _STATE = "state.pt"
 _HISTORY = "history.jsonl"
+_ENVIRONMENT = "environment.json"
 _FORMAT = 2
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -59,7 +60,6 @@ class _Run:
     model: MFMModel
     history: History
     tracker: tracking.Run
-    runs: dict[str, str]
     interruption: Interruption
     parent: str
     """Checkpoint the weights came from, if any."""
@@ -70,7 +70,7 @@ class _Run:
 def train(
     config: RunConfig,
     *,
-    initial: Path | None = None,
+    initial: str | Path | None = None,
     resume: bool = False,
     stop_after: tuple[str, int] | None = None,
 ) -> TrainResult:
@@ -81,8 +81,8 @@ def train(
     Parameters
     ----------
     config : RunConfig
-    initial : Path, optional
-        Checkpoint to take weights, references and scale from.
+    initial : str or path, optional
+        Checkpoint to take weights, references and scale from, also ``models:/NAME@ALIAS`` or ``runs:/RUN``.
     resume : bool
         Continue the run in the configuration's folder. On the CPU, with the same number of threads, the result is
         bit for bit that of a run that was never stopped.
@@ -99,16 +99,21 @@ def train(
         run, state = _begin(config, initial, resume, interruption)
         status = "FAILED"
         try:
+            if state is None:
+                _save(run, 0, None)
             finished = _run_stages(run, state, stop_after)
             evaluations = _conclude(run) if finished else {}
             status = "FINISHED" if finished else "KILLED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
         finally:
             run.tracker.finish(status)
     return TrainResult(finished, run.folder, run.folder / "model.mfm", evaluations)
 
 
 def _begin(
-    config: RunConfig, initial: Path | None, resume: bool, interruption: Interruption
+    config: RunConfig, initial: str | Path | None, resume: bool, interruption: Interruption
 ) -> tuple[_Run, TrainingState | None]:
     folder = Path(config.folder)
     state = load_state(folder / _STATE) if resume else None
@@ -117,7 +122,7 @@ def _begin(
             f"`{folder}` already holds a run; continue it with `mfm train --resume {folder}`, or name another folder"
             " with `--output`"
         )
-    parent = None if initial is None else load_model(initial)
+    parent = None if initial is None else tracking.open_model(initial)
     if parent is not None:
         config = adopt(config, parent)
     inherited = [] if parent is None else parent.tasks
@@ -130,15 +135,12 @@ def _begin(
     else:
         model, origin = _fresh_model(config, data, parent), ("" if initial is None else str(initial), inherited)
     model.to(_device(config.device))
-    runs = {} if state is None else dict(state["runs"])
-    tracker = _open_tracker(config, data, model, runs)
-    run = _Run(config, folder, data, model, History(folder / _HISTORY), tracker, runs, interruption, *origin)
     if state is None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESOLVED_CONFIG).write_text(_to_yaml(config), encoding="utf-8")
         (folder / _HISTORY).unlink(missing_ok=True)
-        _save(run, 0, None)
-    return run, state
+    tracker = _open_tracker(config, data, model, origin[0], resume)
+    return _Run(config, folder, data, model, History(folder / _HISTORY), tracker, interruption, *origin), state
 
 
 def _fresh_model(config: RunConfig, data: RunData, parent: MFMModel | None) -> MFMModel:
@@ -191,19 +193,22 @@ def _to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _open_tracker(config: RunConfig, data: RunData, model: MFMModel, runs: dict[str, str]) -> tracking.Run:
+def _open_tracker(config: RunConfig, data: RunData, model: MFMModel, parent: str, resume: bool) -> tracking.Run:
     if config.tracking == "none":
         return tracking.NoRun()
+    folder, settings = Path(config.folder), config.tracking
+    commit = tracking.code_version()
     tags = {
-        "mfm.commit": tracking.code_version(),
+        "mfm.commit": commit,
+        "mfm.dirty": str(commit.endswith("+changes")).lower(),
         "mfm.data": data.train.digest,
         "mfm.seed": str(config.seed),
         "mfm.fidelities": ",".join(model.fidelities),
+        "mfm.init": parent or "random",
     }
-    tracker = tracking.start_run(
-        config.tracking.experiment, config.name, tags, config.tracking.directory, runs.get("parent")
-    )
-    runs["parent"] = tracker.run_id
+    tracker = tracking.start_run(folder, settings.experiment, config.name, tags, settings.directory, resume)
+    (folder / _ENVIRONMENT).write_text(tracking.describe_environment(), encoding="utf-8")
+    tracker.log_artifacts([folder / RESOLVED_CONFIG, folder / _ENVIRONMENT])
     flat = tracking.flatten(config.model_dump(mode="json", exclude={"stages"}))
     tracker.log_params({**flat, "n_parameters": sum(p.numel() for p in model.parameters())})
     for context, store in (("train", data.train), ("valid", data.valid), ("test", data.test)):
@@ -234,8 +239,7 @@ def _run_stages(run: _Run, state: TrainingState | None, stop_after: tuple[str, i
 
 def _run_stage(run: _Run, number: int, state: TrainingState | None, stop_after: tuple[str, int] | None) -> bool:
     config = run.config.stages[number]
-    child = run.tracker.child(config.name, {"mfm.stage": config.name}, run.runs.get(config.name))
-    run.runs[config.name] = child.run_id
+    child = run.tracker.child(config.name, {"mfm.stage": config.name})
     child.log_params(tracking.flatten(config.model_dump(mode="json")))
     stage = build_stage(run.model, run.data, run.config, number, state)
 
@@ -252,6 +256,9 @@ def _run_stage(run: _Run, number: int, state: TrainingState | None, stop_after: 
         if finished:
             path = run.folder / f"stage-{config.name}.mfm"
             save_checkpoint(path, run.model, _provenance(run, config.name, stage.clock.state_dict()))
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
         child.finish(status)
     return finished
@@ -269,7 +276,6 @@ def _save(run: _Run, number: int, stage: Stage | None) -> None:
         average=None if stage is None else stage.average.state_dict(),
         optimizer=None if stage is None else stage.optimizer.state_dict(),
         random=random_state(),
-        runs=run.runs,
         domain=json.dumps(run.model.domain.to_dict()),
         parent=run.parent,
         inherited=run.inherited,
@@ -293,14 +299,14 @@ def _conclude(run: _Run) -> dict[str, Evaluation]:
     """Save the model, evaluate it, draw and record."""
     checkpoint = run.folder / "model.mfm"
     save_checkpoint(checkpoint, run.model, _provenance(run, "final", {}))
-    files = [run.folder / RESOLVED_CONFIG]
-    evaluations = {}
+    files, evaluations = [run.folder / _HISTORY], {}
+    metrics: dict[str, float] = {}
     for split, prefix, store in (("valid", "val", run.data.valid), ("test", "test", run.data.test)):
         if store is None:
             continue
         evaluations[split] = evaluate(run.model, store)
         files += evaluations[split].write(run.folder / "evaluation", split)
-        run.tracker.log_metrics(evaluations[split].flat(prefix), step=0)
+        metrics |= evaluations[split].flat(prefix)
     curves, boundaries = run.history.curves()
     shown = {name: points for name, points in curves.items() if name.startswith(("val/", "train/loss"))}
     shown = {name: points for name, points in shown.items() if "rmse" not in name and not name.endswith("mae_mev")}
@@ -308,6 +314,6 @@ def _conclude(run: _Run) -> dict[str, Evaluation]:
         files.append(run.folder / "evaluation" / "learning_curves.png")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         plot_learning_curves(shown, files[-1], boundaries)
-    run.tracker.log_artifacts(files)
-    run.tracker.log_checkpoint(checkpoint, run.config.name, {"fidelities": ",".join(run.model.fidelities)})
+    run.tracker.log_artifacts([path for path in files if path.exists()])
+    run.tracker.log_checkpoint(checkpoint, run.config.name, {"fidelities": ",".join(run.model.fidelities)}, metrics)
     return evaluations

@@ -29,7 +29,6 @@ def _state(**changes) -> TrainingState:
         "average": {"weight": torch.ones(2)},
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]},
         "random": random_state(),
-        "runs": {"parent": "1"},
         "domain": "{}",
         "parent": "",
         "inherited": [],
@@ -56,7 +55,7 @@ def test_a_run_does_not_disturb_the_callers_generators():
     assert _draw() == expected
 
 
-@pytest.mark.parametrize("part", ["model", "random", "runs", "data_digest"])
+@pytest.mark.parametrize("part", ["model", "random", "data_digest"])
 def test_an_absent_part_is_an_error(tmp_path, part):
     state = dict(_state())
     del state[part]
@@ -100,6 +99,6 @@ def test_a_failed_save_keeps_the_previous_state(tmp_path):
     path = tmp_path / "state.pt"
     save_state(path, _state())
     with pytest.raises((AttributeError, TypeError, RuntimeError)):
-        save_state(path, _state(runs=lambda: None))
-    assert load_state(path)["runs"] == {"parent": "1"}
+        save_state(path, _state(config=lambda: None))
+    assert load_state(path)["config"] == "{}"
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]

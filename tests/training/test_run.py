@@ -54,7 +54,8 @@ def test_a_run_leaves_models_tables_figures_and_curves(whole):
     names = {str(path.relative_to(whole.folder)) for path in whole.folder.rglob("*") if path.is_file()}
     assert names >= {
         "config.yaml", "history.jsonl", "model.mfm", "stage-low.mfm", "stage-joint.mfm", "state.pt",
-        "evaluation/test.json", "evaluation/test.md", "evaluation/test.csv", "evaluation/test_parity.png",
+        "evaluation/test.json", "evaluation/test.md", "evaluation/test.csv", "evaluation/test_parity.npz",
+        "evaluation/test_parity_low.png", "evaluation/test_parity_high.png",
         "evaluation/learning_curves.png",
     }  # fmt: skip
     assert set(whole.evaluations["test"].metrics) == {"energy_low", "energy_high", "forces_low"}

@@ -1,0 +1,44 @@
+"""Experiment tracking: what a run records goes to its folder, and from there to MLflow.
+
+Runs live under ``mlruns/`` of the working directory: a SQLite database and artifacts with explicit, absolute
+locations. The environment variable ``MFM_TRACKING_URI`` moves all of it, for instance to a server. A recipe is a
+parent run and each stage a child. Only :mod:`mfm.tracking.store` imports MLflow, and only when a store is opened.
+"""
+
+from mfm.tracking.environment import code_version, describe_environment
+from mfm.tracking.location import DEFAULT_DIRECTORY, Location, locate
+from mfm.tracking.queries import RunRecord, find_run, read_curves, read_runs
+from mfm.tracking.registry import Gate, checkpoint_file, is_stored, open_model, register
+from mfm.tracking.run import NoRun, Run, TrackedRun, flatten, start_run
+from mfm.tracking.sending import synchronise
+from mfm.tracking.store import RefusedError, Store, StoreError, open_store
+from mfm.tracking.ui import ui_command, ui_environment
+
+__all__ = [
+    "DEFAULT_DIRECTORY",
+    "Gate",
+    "Location",
+    "NoRun",
+    "RefusedError",
+    "Run",
+    "RunRecord",
+    "Store",
+    "StoreError",
+    "TrackedRun",
+    "checkpoint_file",
+    "code_version",
+    "describe_environment",
+    "find_run",
+    "flatten",
+    "is_stored",
+    "locate",
+    "open_model",
+    "open_store",
+    "read_curves",
+    "read_runs",
+    "register",
+    "start_run",
+    "synchronise",
+    "ui_command",
+    "ui_environment",
+]

@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 _STEP = 1e-4
 """Å; in float64 the error of a central difference is then far below the tolerance, smooth or not."""
 _FORCE_TOLERANCE = 1e-4
-"""Largest deviation of a force from the slope of the energy, relative to the largest force (or 1 eV/Å)."""
+"""Largest deviation of a force from the slope of the energy, relative to the largest force."""
+_SMALLEST_FORCE = 1e-2
+"""eV/Å; where all forces are smaller, deviations are relative to this: differences of total energies have noise."""
 _ENERGY_TOLERANCE = 1e-6
 """eV; what moving a structure may change in float64."""
 _MOST_ATOMS = 8
@@ -56,7 +58,7 @@ def consistency_problems(model: MFMModel) -> list[str]:
             problems.append(f"{fidelity}: energy or forces of {structure.formula} are not finite")
             continue
         slope = _slope(potential, structure, fidelity)
-        deviation = float(np.abs(forces + slope).max()) / max(1.0, float(np.abs(slope).max()))
+        deviation = float(np.abs(forces + slope).max()) / max(_SMALLEST_FORCE, float(np.abs(slope).max()))
         if not deviation <= _FORCE_TOLERANCE:
             problems.append(
                 f"{fidelity}: forces of {structure.formula} differ from the slope of the energy by {deviation:.1e} of"

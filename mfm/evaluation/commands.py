@@ -1,7 +1,6 @@
 """``mfm ui | compare | sync | register``: looking at what was tracked, completing it, naming models."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -19,10 +18,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     compare = subparsers.add_parser(
         "compare", help="table of runs", description="Settings in which runs differ, and their errors."
     )
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="name of a run, or the start of its id")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="folder or name of a run, or the start of its id")
     compare.add_argument("--all", action="store_true", help="also what agrees, and training metrics")
     compare.add_argument(
-        "--html", type=Path, metavar="OUT", help="also write it, with learning and parity curves, as one page"
+        "--html", type=Path, metavar="OUT", help="also write it, with learning curves and parity plots, as one page"
     )
     compare.set_defaults(run=_compare)
     sync = subparsers.add_parser(
@@ -39,7 +38,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description="Make a model the next version of NAME, which `models:/NAME/VERSION` then opens. With --alias it is"
         " checked, and only if it passes does `models:/NAME@ALIAS` open it from then on.",
     )
-    model.add_argument("source", metavar="SOURCE", help="checkpoint, run (name or id), or models:/NAME/VERSION")
+    model.add_argument("source", metavar="SOURCE", help="checkpoint, run (folder, name or id), or models:/NAME/VERSION")
     model.add_argument("name", metavar="NAME")
     model.add_argument("--alias", default="", help="such as champion")
     model.set_defaults(run=_register)
@@ -53,12 +52,10 @@ def _ui(options: argparse.Namespace) -> int:
     from mfm import tracking
 
     command = tracking.ui_command(options.directory, options.port)
-    address = f"http://127.0.0.1:{options.port}/?workflowType=machine_learning"
+    address = tracking.ui_address(options.port)
     sys.stdout.write(f"{address}  (ready in about 15 s, stop with Ctrl-C)\n{' '.join(command)}\n")
-    if not options.dry_run:
-        sys.stdout.flush()
-        os.execve(command[0], command, tracking.ui_environment())
-    return 0
+    sys.stdout.flush()
+    return 0 if options.dry_run else tracking.serve(command, options.port)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -88,7 +88,7 @@ def compare(
     Parameters
     ----------
     keys : sequence of str
-        Run names or the first characters of run ids.
+        Folders or names of runs, or the first characters of their ids.
     directory : path
         Folder of runs, where ``MFM_TRACKING_URI`` names none.
     every : bool
@@ -172,7 +172,7 @@ def _spread(runs: Sequence[tracking.RunRecord]) -> list[Table]:
         rows = []
         for metric in sorted(set.intersection(*(set(run.metrics) for run in group))):
             values = [run.metrics[metric] for run in group]
-            if _fidelity(metric):
+            if _fidelity(metric) and not metric.endswith("/count"):
                 cells = [np.mean(values), np.std(values, ddof=1), min(values), max(values)]
                 rows.append([metric, *(f"{value:.3f}" for value in cells)])
         title = f"Over {len(group)} seeds: {', '.join(f'{run.name} {run.id[:8]}' for run in group)}"
@@ -204,7 +204,7 @@ def _draw_parity(store: tracking.Store, runs: Sequence[tracking.RunRecord], name
                 continue
             split = path.removesuffix("_parity.npz")
             with tempfile.TemporaryDirectory(prefix="mfm-") as folder:
-                points = read_points(store.fetch(f"runs:/{run.id}/{path}", Path(folder)))
+                points = read_points(store.fetch(f"{run.artifacts}/{path}", Path(folder)))
             for task, found in points.items():
                 title = f"Parity, {split}, {parse_task(task).fidelity}"
                 figures.setdefault(title, {}).setdefault(task, {})[name] = found

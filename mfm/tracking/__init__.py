@@ -12,7 +12,7 @@ from mfm.tracking.registry import Gate, checkpoint_file, is_stored, open_model, 
 from mfm.tracking.run import NoRun, Run, TrackedRun, flatten, start_run
 from mfm.tracking.sending import synchronise
 from mfm.tracking.store import RefusedError, Store, StoreError, open_store
-from mfm.tracking.ui import ui_command, ui_environment
+from mfm.tracking.ui import serve, ui_address, ui_command
 
 __all__ = [
     "DEFAULT_DIRECTORY",
@@ -37,8 +37,9 @@ __all__ = [
     "read_curves",
     "read_runs",
     "register",
+    "serve",
     "start_run",
     "synchronise",
+    "ui_address",
     "ui_command",
-    "ui_environment",
 ]

@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from mfm.tracking.journal import JOURNAL, Position
 from mfm.tracking.store import Store
 
 __all__ = ["RunRecord", "find_run", "read_curves", "read_runs"]
@@ -22,18 +24,22 @@ class RunRecord:
     """Tags of mfm, without MLflow's own."""
     metrics: dict[str, float]
     """Last values."""
+    artifacts: str
+    """URI of the folder of its files."""
     children: tuple[str, ...]
     """Identifiers of the stages, in the order in which they began."""
 
 
 def find_run(store: Store, key: str) -> Any:
-    """Run whose id starts with `key`, or the newest whose name is `key`, as MLflow has it.
+    """Run of the folder `key`, or whose id starts with `key`, or the newest whose name is `key`, as MLflow has it.
 
     Raises
     ------
     ValueError
         If no run fits, or several ids do.
     """
+    if (Path(key) / JOURNAL).exists():
+        key = Position.read(Path(key)).runs.get("", key)
     if key and set(key) <= set("0123456789abcdef"):
         by_id = store.search(f"attributes.run_id LIKE '{key}%'", most=2)
         if len(by_id) > 1:
@@ -48,7 +54,7 @@ def find_run(store: Store, key: str) -> Any:
 
 
 def read_runs(store: Store, keys: Sequence[str]) -> list[RunRecord]:
-    """Runs of names or of the first characters of ids.
+    """Runs of folders, of names or of the first characters of ids.
 
     Raises
     ------
@@ -71,6 +77,7 @@ def _record(store: Store, run: Any) -> RunRecord:
         params=params,
         tags={name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")},
         metrics=dict(run.data.metrics),
+        artifacts=run.info.artifact_uri,
         children=tuple(child.info.run_id for child in children),
     )
 

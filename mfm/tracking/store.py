@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import filelock
 
@@ -263,13 +265,14 @@ class Store:
         Parameters
         ----------
         uri : str
-            Of a file or a directory, such as ``runs:/ID/config.yaml`` or a logged model's location.
+            Of a file or a directory, below the location of a run or of a logged model.
         """
+        if uri.startswith("file:"):
+            return Path(url2pathname(urlparse(uri).path))
         from mlflow.artifacts import download_artifacts
 
-        target = str(folder) if self.location.directory is None else None
         with _clear_errors(self.location):
-            return Path(download_artifacts(artifact_uri=uri, tracking_uri=self.location.uri, dst_path=target))
+            return Path(download_artifacts(artifact_uri=uri, tracking_uri=self.location.uri, dst_path=str(folder)))
 
     def model_location(self, model: str) -> str:
         """URI of the directory of a logged model."""

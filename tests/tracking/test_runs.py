@@ -238,7 +238,6 @@ def test_ui_command_names_the_store(directory):
     command = tracking.ui_command(directory, port=5123)
     assert command[:4] == [sys.executable, "-m", "mlflow", "ui"]
     assert f"sqlite:///{directory}/mlflow.db" in command
-    assert tracking.ui_environment()["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 def test_a_journal_is_read_up_to_its_last_whole_line(tmp_path):

@@ -11,8 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from mfm import tracking
-from mfm.evaluation.evaluate import read_points
-from mfm.evaluation.plots import draw_overlaid_curves, draw_overlaid_parity
 from mfm.properties import parse_task
 
 __all__ = ["Comparison", "Table", "compare"]
@@ -182,6 +180,8 @@ def _spread(runs: Sequence[tracking.RunRecord]) -> list[Table]:
 
 def _draw_curves(store: tracking.Store, runs: Sequence[tracking.RunRecord], names: list[str]) -> dict[str, bytes]:
     """Learning curves of the loss and of one validation error per task."""
+    from mfm.evaluation.plots import draw_overlaid_curves
+
     known = set().union(*(run.metrics for run in runs))
     wanted = [metric for metric in sorted(known) if metric.startswith("val/") and "/mae_" in metric]
     # an energy has its error per atom too, which is the one that compares
@@ -197,6 +197,10 @@ def _draw_curves(store: tracking.Store, runs: Sequence[tracking.RunRecord], name
 
 def _draw_parity(store: tracking.Store, runs: Sequence[tracking.RunRecord], names: list[str]) -> dict[str, bytes]:
     """A parity plot per split and fidelity with every run that recorded its predictions."""
+    # torch and matplotlib take seconds to import: a table does not wait for them
+    from mfm.evaluation.evaluate import read_points
+    from mfm.evaluation.plots import draw_overlaid_parity
+
     figures: dict[str, dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]] = {}
     for name, run in zip(names, runs, strict=True):
         for path in store.files(run.id):

@@ -78,7 +78,8 @@ def test_two_processes_that_start_together_on_nothing_lose_no_point(tmp_path):
     for attempt in range(int(os.environ.get("MFM_TEST_STARTS", "20"))):
         directory = tmp_path / f"mlruns-{attempt}"
         processes = [_start(tmp_path / f"{attempt}-{k}", directory, 300) for k in range(2)]
-        assert [process.wait(300) for process in processes] == [0, 0]
+        assert [process.communicate(timeout=300)[0] for process in processes] == ["written\n"] * 2
+        assert [process.returncode for process in processes] == [0, 0]
         store = tracking.open_store(tracking.locate(directory))
         runs = store.search()
         assert [run.info.status for run in runs] == ["FINISHED"] * 2

@@ -39,6 +39,7 @@ _URI_VARIABLE = "MFM_TRACKING_URI"
 _DATABASE = "mlflow.db"
 _LONGEST_VALUE = 500
 """Characters of a parameter that are kept; the full configuration is an artifact."""
+_PARENT = "mlflow.parentRunId"
 _BUFFER = 200
 _FLUSH_SECONDS = 20.0
 
@@ -128,13 +129,12 @@ class TrackedRun:
         self._flushed = time.monotonic()
 
     def child(self, name: str, tags: Mapping[str, str], run_id: str | None = None) -> "TrackedRun":
-        """Run nested under this one; an existing one is reopened if `run_id` is given."""
+        """Run nested under this one; that of `run_id`, or else of that name, is reopened if there is one."""
+        run_id = run_id or _nested(self._client, self._experiment_id, self.run_id, name)
         if run_id is not None:
             self._client.update_run(run_id, status="RUNNING")
         else:
-            run = self._client.create_run(
-                self._experiment_id, tags={**tags, "mlflow.parentRunId": self.run_id}, run_name=name
-            )
+            run = self._client.create_run(self._experiment_id, tags={**tags, _PARENT: self.run_id}, run_name=name)
             run_id = run.info.run_id
         return TrackedRun(self._client, self._location, run_id, self._experiment_id)
 
@@ -256,7 +256,12 @@ def flatten(content: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dic
 
 
 def start_run(
-    experiment: str, name: str, tags: Mapping[str, str], directory: str | Path = "mlruns", run_id: str | None = None
+    experiment: str,
+    name: str,
+    tags: Mapping[str, str],
+    directory: str | Path = "mlruns",
+    run_id: str | None = None,
+    parent: str = "",
 ) -> TrackedRun:
     """Open a run, creating the database and the experiment where needed.
 
@@ -266,6 +271,8 @@ def start_run(
         Commit, data digest, seed, fidelities...
     run_id : str, optional
         An earlier run to continue.
+    parent : str
+        Run to nest this one under; the run of that name under it, if there is one, is continued.
 
     Raises
     ------
@@ -277,13 +284,24 @@ def start_run(
     try:
         client = _client(location)
         experiment_id = _experiment(client, location, experiment)
+        run_id = run_id or _nested(client, experiment_id, parent, name)
         if run_id is None:
-            run_id = client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
+            nesting = {_PARENT: parent} if parent else {}
+            run_id = client.create_run(experiment_id, tags={**tags, **nesting}, run_name=name).info.run_id
         else:
             client.update_run(run_id, status="RUNNING")
     except errors as error:
         raise ValueError(f"cannot record the run at {location.uri}: {error}; or train with `tracking=none`") from error
     return TrackedRun(client, location, run_id, experiment_id)
+
+
+def _nested(client: Any, experiment_id: str, parent: str, name: str) -> str | None:
+    """Run of that name under the parent, if there is one: left by a process that was killed."""
+    if not parent:
+        return None
+    wanted = f"tags.`{_PARENT}` = '{parent}' and attributes.run_name = '{name}'"
+    found = client.search_runs([experiment_id], wanted, max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 def find_run(client: Any, key: str) -> Any:

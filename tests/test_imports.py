@@ -32,7 +32,7 @@ LAYERS = [
 
 HOMES = {
     "mlflow": {"mfm/tracking.py"},
-    "optuna": {"mfm/tuning.py"},
+    "optuna": {"mfm/tuning/study.py"},
     "lightning": {"mfm/training/"},
     "pyscf": {"mfm/labelling/"},
     "tblite": {"mfm/labelling/"},

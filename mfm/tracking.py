@@ -23,6 +23,7 @@ __all__ = [
     "NoRun",
     "Run",
     "TrackedRun",
+    "TrackingError",
     "code_version",
     "compare_runs",
     "find_run",
@@ -112,6 +113,10 @@ def _experiment(client: Any, location: Location, name: str) -> str:
             return str(found.experiment_id)
         artifacts = (location.directory / "artifacts" / name).as_uri()
         return str(client.create_experiment(name, artifact_location=artifacts))
+
+
+class TrackingError(ValueError):
+    """Runs cannot be recorded; says nothing about the run itself."""
 
 
 class TrackedRun:
@@ -276,7 +281,7 @@ def start_run(
 
     Raises
     ------
-    ValueError
+    TrackingError
         If the store cannot be reached or written, or does not know the earlier run.
     """
     location = locate(directory)
@@ -291,7 +296,9 @@ def start_run(
         else:
             client.update_run(run_id, status="RUNNING")
     except errors as error:
-        raise ValueError(f"cannot record the run at {location.uri}: {error}; or train with `tracking=none`") from error
+        raise TrackingError(
+            f"cannot record the run at {location.uri}: {error}; or train with `tracking=none`"
+        ) from error
     return TrackedRun(client, location, run_id, experiment_id)
 
 

@@ -101,9 +101,11 @@ def tune(recipe: Mapping[str, Any], space: Space, options: TuneOptions) -> TuneR
             finished = work(search, study, tell=progress.tell)
         else:
             finished = _supervise(search, options, progress)
-        status = "FINISHED" if finished else "KILLED"
         with storage_errors(search.storage):
             results = write_results(search, study)
+        # a worker may have put its trial back after all others had gone
+        finished = finished and not any(record.state == "waiting" for record in results.records)
+        status = "FINISHED" if finished else "KILLED"
         tracker.log_metrics(results.metrics, step=len(results.records))
         tracker.log_artifacts(results.files)
     finally:
@@ -200,32 +202,34 @@ def _supervise(search: Search, options: TuneOptions, progress: _Progress) -> boo
     with Interruption().caught() as interruption:
         workers = [_start(search, options, number) for number in range(options.workers)]
         try:
-            while any(worker.is_alive() for worker in workers):
+            some_work = True
+            while some_work:
                 time.sleep(_POLL_SECONDS)
                 progress.tell()
+                some_work = False
                 for number, worker in enumerate(workers):
                     code = worker.exitcode
+                    some_work |= code is None
                     if interruption.requested and code is None:
                         worker.terminate()
                     elif code is not None and code < 0 and not interruption.requested and restarts < _MOST_RESTARTS:
                         restarts += 1
                         logger.warning("worker %d was killed by signal %d; another takes over", number, -code)
                         workers[number] = _start(search, options, number)
+                        some_work = True
         finally:
             for worker in workers:
                 worker.terminate()
                 worker.join()
     progress.tell()
-    codes = [worker.exitcode for worker in workers]
-    if codes.count(_FAILED) == len(codes):
-        log = search.folder / "worker-0.log"
-        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        raise ValueError(f"every worker gave up; the log `{log}` ends with: {''.join(last)}")
+    codes = [worker.exitcode or 0 for worker in workers]
+    logs = [search.folder / f"worker-{number}.log" for number in range(len(workers))]
+    if all(code > 0 and code != _STOPPED for code in codes):
+        last = logs[0].read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise ValueError(f"every worker gave up; the log `{logs[0]}` ends with: {''.join(last)}")
     for number, code in enumerate(codes):
         if code not in (0, _STOPPED):
-            logger.warning(
-                "worker %d ended with status %s; see %s", number, code, search.folder / f"worker-{number}.log"
-            )
+            logger.warning("worker %d ended with status %s; see %s", number, code, logs[number])
     return 0 in codes and not interruption.requested
 
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
+from mfm import tracking
 from mfm.config import validate
 from mfm.model import MFMModel
 from mfm.training.callbacks import Interruption
@@ -98,7 +97,7 @@ def work(
     Raises
     ------
     ValueError
-        If one trial after another fails.
+        If one trial after another fails, or storage or tracking cannot be reached.
     OSError
         If the disk is full; the trial in hand is put back.
     """
@@ -170,7 +169,8 @@ class _Watch:
     def _beat(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
             try:
-                self._is_ours = self._study.beat(self._trial)
+                with storage_errors(self._search.storage):
+                    self._is_ours = self._study.beat(self._trial)
             except (OSError, ValueError) as error:
                 logger.warning("trial %d cannot say that it is alive: %s", self._trial.number, error)
 
@@ -208,11 +208,15 @@ def _train(search: Search, study: Study, trial: Trial, watch: _Watch) -> tuple[O
         if (folder / STATE).exists():
             try:
                 return _outcome(train(config, resume=True, supervision=supervision).finished, watch), ""
+            except tracking.TrackingError:
+                raise
             except ValueError as error:
                 logger.warning("trial %d starts anew: %s", trial.number, error)
                 shutil.rmtree(folder)
         return _outcome(train(config, supervision=supervision).finished, watch), ""
-    except (ValueError, torch.OutOfMemoryError) as error:
+    except tracking.TrackingError:
+        raise  # no fault of these settings
+    except (ValueError, RuntimeError) as error:  # such as a GPU without enough memory
         return "failed", str(error)
 
 

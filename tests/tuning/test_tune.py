@@ -15,6 +15,7 @@ import yaml
 from mfm import tracking
 from mfm.cli import main
 from mfm.config import load_config
+from mfm.tracking import TrackingError
 from mfm.training.recipe import RunConfig
 from mfm.training.run import train
 from mfm.tuning.objectives import COST
@@ -157,6 +158,18 @@ def test_a_full_disk_stops_the_search_which_then_goes_on(content, space, options
             tune(content, space, options())
     result = tune(content, space, options())
     assert [record.state for record in result.results.records] == ["complete"] * 3
+
+
+@pytest.mark.usefixtures("_no_figures")
+def test_runs_that_cannot_be_recorded_stop_the_search(content, space, options, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise TrackingError("cannot record the run")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mfm.tuning.worker.train", refuse)
+        with pytest.raises(TrackingError, match="cannot record the run"):
+            tune(content, space, options())
+    assert [record.state for record in tune(content, space, options()).results.records] == ["complete"] * 3
 
 
 def _full() -> None:

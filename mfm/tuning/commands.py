@@ -58,8 +58,12 @@ def _tune(options: argparse.Namespace, prepare: Callable[[argparse.Namespace], N
     prepare(options)
     from mfm.config import apply_overrides, read_yaml, validate
     from mfm.training.recipe import RunConfig
-    from mfm.tuning.run import TuneOptions, tune
     from mfm.tuning.space import read_space
+
+    try:
+        from mfm.tuning.run import TuneOptions, tune
+    except ModuleNotFoundError as error:
+        raise ValueError(f"`mfm tune` needs {error.name}; install it with: pip install mfm[tune]") from error
 
     # `--objective` takes all that follows it
     overrides = [*options.overrides, *(text for text in options.objective if "=" in text)]

@@ -218,6 +218,13 @@ def test_the_command_line_records_every_trial_under_the_study(content, tmp_path,
     assert "unrecognized arguments: seed" in capsys.readouterr().err
 
 
+def test_without_optuna_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mfm.cli._prepare", lambda options: None)
+    monkeypatch.setitem(sys.modules, "mfm.tuning.run", None)
+    assert main(["tune", "run.yaml", "space.yaml", "--trials", "2"]) == 2
+    assert "install it with: pip install mfm[tune]" in capsys.readouterr().err
+
+
 def test_help_loads_nothing_heavy(capsys):
     code = "import sys\nfrom mfm.cli import main\ntry:\n    main(['tune', '--help'])\nexcept SystemExit:\n    pass\n"
     code += "assert not {'optuna', 'torch', 'mlflow'} & set(sys.modules)"

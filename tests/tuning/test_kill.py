@@ -1,10 +1,12 @@
 """Workers are killed with signal 9: every trial ends once, the search goes on, its best figure can be had again."""
 
+import contextlib
 import csv
 import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -84,9 +86,10 @@ def test_two_of_four_workers_killed_and_then_their_parent(content, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
     command = [sys.executable, "-m", "mfm.cli", "tune", "run.yaml", "space.yaml", "--trials", "12", "--workers", "4"]
-    journal, log = tmp_path / "mlruns" / "optuna.journal", (tmp_path / "log").open("w")
+    journal = tmp_path / "mlruns" / "optuna.journal"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    search = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=log)
+    with (tmp_path / "log").open("w") as log:
+        search = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=log)
     while len(set(_owners(journal))) < 4:  # all have begun
         assert search.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.1)
@@ -105,6 +108,9 @@ def test_two_of_four_workers_killed_and_then_their_parent(content, tmp_path):
     assert [int(row["trial"]) for row in rows] == list(range(12))
     assert {row["state"] for row in rows} <= {"complete", "pruned"}
     complete = {int(row["trial"]): float(row[ERROR]) for row in rows if row["state"] == "complete"}
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")) as database:
+        runs = dict(database.execute("select name, count(*) from runs where name like 'trial-%' group by name"))
+    assert runs == {f"trial-{number:03d}": 1 for number in range(12)}
     assert _completions(journal) == dict.fromkeys(complete, 1)
     config = load_config(RunConfig, tmp_path / "runs" / "morse-tune" / "best.yaml", ["tracking=none"])
     again = train(config.model_copy(update={"output": str(tmp_path / "again")}))

@@ -208,7 +208,7 @@ def _forbidden(key: str, is_fixed: bool) -> str:
 
 def _lines(prefix: str, error: ValueError) -> list[str]:
     """Problems of an error, one a line; a heading ending in a colon is dropped."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip().removeprefix("Value error, ") for line in str(error).splitlines()]
     return [f"{prefix}: {line}" for line in (lines[1:] if len(lines) > 1 and lines[0].endswith(":") else lines)]
 
 

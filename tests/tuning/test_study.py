@@ -133,10 +133,10 @@ def test_suggestions_depend_on_seed_and_number_alone(tmp_path):
 
 def test_the_sampler_finds_what_is_better(journal):
     study = _open(journal)
-    for _ in range(20):
-        trial = study.claim(20)
+    for _ in range(30):
+        trial = study.claim(30)
         study.complete(trial, [abs(trial.settings["optimizer.lr"] - 3e-3)], {})
-    late = [record.values[0] for record in study.records()[12:]]
+    late = [record.values[0] for record in study.records()[20:]]
     early = [record.values[0] for record in study.records()[:10]]
     assert sum(late) / len(late) < 0.7 * sum(early) / len(early)
     assert next(iter(study.importances(0))) == "optimizer.lr"

@@ -1,4 +1,4 @@
-"""Command line: ``mfm label | train | eval | predict | data | ui | compare | sync | register``.
+"""Command line: ``mfm label | train | tune | transfer | eval | predict | data | ui | compare | sync | register``.
 
 Subcommands import what they need when they run, so that ``mfm --help`` is instant.
 """
@@ -21,7 +21,7 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 2 bad input, 130 interrupted."""
     parser = _parser()
-    options = parser.parse_args(_two_words(sys.argv[1:] if arguments is None else arguments))
+    options = _parse(parser, _two_words(sys.argv[1:] if arguments is None else arguments))
     if options.command is None:
         parser.print_help()
         return 0
@@ -40,6 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mfm: error: {error}", file=sys.stderr)
         return 2
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Options of a command; ``key=value`` may also stand after other options, where argparse leaves it over."""
+    options, left = parser.parse_known_args(arguments)
+    if left and (not hasattr(options, "overrides") or any(word.startswith("-") or "=" not in word for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        options.overrides = [*options.overrides, *left]
+    return options
 
 
 def _set_up_logging(verbose: bool) -> None:
@@ -159,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="report more")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_train(commands)
+    _add_tune(commands)
     _add_eval(commands)
     _add_predict(commands)
     _add_tracking(commands)
@@ -172,6 +183,12 @@ def _add_transfer(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     from mfm.transfer.commands import register
 
     register(commands)
+
+
+def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from mfm.tuning.commands import register
+
+    register(commands, _prepare)
 
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

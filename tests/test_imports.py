@@ -33,7 +33,7 @@ LAYERS = [
 
 HOMES = {
     "mlflow": {"mfm/tracking/store.py"},
-    "optuna": {"mfm/tuning.py"},
+    "optuna": {"mfm/tuning/study.py"},
     "lightning": {"mfm/training/"},
     "pyscf": {"mfm/labelling/"},
     "tblite": {"mfm/labelling/"},

@@ -13,7 +13,14 @@ from matplotlib.figure import Figure
 from mfm.evaluation.metrics import Prediction, errors, report_unit
 from mfm.properties import PROPERTIES, parse_task
 
-__all__ = ["draw_overlaid_curves", "draw_overlaid_parity", "plot_learning_curves", "plot_parity", "thinned"]
+__all__ = [
+    "draw_overlaid_curves",
+    "draw_overlaid_parity",
+    "new_figure",
+    "plot_learning_curves",
+    "plot_parity",
+    "thinned",
+]
 
 _PANEL = 3.2
 """Inches."""
@@ -21,7 +28,8 @@ _MOST_POINTS = 20_000
 """Points a parity panel draws; more only make the file large."""
 
 
-def _figure(n_panels: int, columns: int) -> tuple[Figure, list[Axes]]:
+def new_figure(n_panels: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure that only files show, and its panels in rows of so many columns."""
     columns = min(columns, n_panels)
     rows = math.ceil(n_panels / columns)
     figure = Figure(figsize=(_PANEL * 1.15 * columns, _PANEL * rows), layout="constrained")
@@ -50,7 +58,7 @@ def plot_learning_curves(
     """
     if not history:
         raise ValueError("learning curves need at least one metric, got none; train with a validation set")
-    figure, axes = _figure(len(history), columns=3)
+    figure, axes = new_figure(len(history), columns=3)
     for axis, (name, points) in zip(axes, history.items(), strict=True):
         steps, values = np.array(points, dtype=np.float64).T
         axis.plot(steps, values, color="C0", linewidth=1.2, marker="." if len(steps) < 60 else "")
@@ -82,7 +90,7 @@ def plot_parity(predictions: Mapping[str, Prediction], path: Path, title: str = 
     shown = {task: prediction for task, prediction in predictions.items() if len(prediction.target)}
     if not shown:
         raise ValueError("a parity plot needs labels, got none; check that the file has the model's fidelities")
-    figure, axes = _figure(len(shown), columns=2)
+    figure, axes = new_figure(len(shown), columns=2)
     for axis, (task, prediction) in zip(axes, shown.items(), strict=True):
         _parity_panel(axis, task, prediction)
     if title:
@@ -120,7 +128,7 @@ def draw_overlaid_curves(runs: Mapping[str, Mapping[str, Sequence[tuple[int, flo
         Not all empty.
     """
     metrics = list(dict.fromkeys(metric for curves in runs.values() for metric in curves))
-    figure, axes = _figure(len(metrics), columns=3)
+    figure, axes = new_figure(len(metrics), columns=3)
     for axis, metric in zip(axes, metrics, strict=True):
         positive = True
         for number, (name, curves) in enumerate(runs.items()):
@@ -145,7 +153,7 @@ def draw_overlaid_parity(tasks: Mapping[str, Mapping[str, tuple[np.ndarray, np.n
     tasks : mapping of task to run to (labels, predictions)
         In the unit of the property.
     """
-    figure, axes = _figure(len(tasks), columns=3)
+    figure, axes = new_figure(len(tasks), columns=3)
     for axis, (task, runs) in zip(axes, tasks.items(), strict=True):
         labels = np.concatenate([target for target, _ in runs.values()])
         axis.axline((float(labels.min()), float(labels.min())), slope=1, color="0.6", linewidth=0.8)

@@ -6,6 +6,7 @@ parent run and each stage a child. Only :mod:`mfm.tracking.store` imports MLflow
 """
 
 from mfm.tracking.environment import code_version, describe_environment
+from mfm.tracking.journal import JOURNAL
 from mfm.tracking.location import DEFAULT_DIRECTORY, Location, locate
 from mfm.tracking.queries import RunRecord, find_run, read_curves, read_runs
 from mfm.tracking.registry import Gate, checkpoint_file, is_stored, open_model, register
@@ -17,6 +18,7 @@ from mfm.tracking.ui import serve, ui_address, ui_command
 __all__ = [
     "DEFAULT_DIRECTORY",
     "Gate",
+    "JOURNAL",
     "Location",
     "NoRun",
     "RefusedError",

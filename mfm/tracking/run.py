@@ -109,8 +109,9 @@ class TrackedRun:
         nested._open(name, tags)
         return nested
 
-    def _open(self, name: str, tags: Mapping[str, str]) -> None:
+    def _open(self, name: str, tags: Mapping[str, str], key: str = "", parent: str = "") -> None:
         content = {"experiment": self._experiment, "name": name, "tags": dict(tags), "time": _now()}
+        content |= {"key": key, "parent": parent}
         self._journal.append("open", self._name, content)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -209,6 +210,8 @@ def start_run(
     tags: Mapping[str, str],
     directory: str | Path = DEFAULT_DIRECTORY,
     resume: bool = False,
+    parent: str = "",
+    key: str = "",
 ) -> TrackedRun:
     """Open a run that is recorded in a folder's journal and, by a process of its own, in the store.
 
@@ -224,11 +227,16 @@ def start_run(
         Folder of runs, where ``MFM_TRACKING_URI`` names none.
     resume : bool
         Continue the run whose journal the folder holds, instead of replacing it.
+    parent : str
+        Key of a run in another folder to nest this one under. The run of the same name under it, if the store has one,
+        is continued.
+    key : str
+        Name by which runs of other folders find this one; a run that the store has under this key is continued.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
         forget(folder)
     journal = Journal(folder)
     run = TrackedRun(journal, _SenderProcess(folder, directory), SystemMetrics(), experiment)
-    run._open(name, tags)
+    run._open(name, tags, key or (f"{parent}/{name}" if parent else ""), parent)
     return run

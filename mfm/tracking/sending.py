@@ -14,7 +14,7 @@ import filelock
 
 from mfm.tracking.journal import JOURNAL, Position, read_records
 from mfm.tracking.location import Location, locate
-from mfm.tracking.store import MetricPoint, RefusedError, Store, StoreError, open_store
+from mfm.tracking.store import KEY, MetricPoint, NotYetError, RefusedError, Store, StoreError, open_store
 
 __all__ = ["Sender", "follow", "synchronise"]
 
@@ -24,6 +24,8 @@ _EVERY = 5.0
 """Seconds between looks at the journal."""
 _AFTER_FAILURE = 30.0
 """Seconds before another attempt at a store that failed."""
+_PATIENCE = 60.0
+"""Seconds that the end of a run waits for the one it is nested under to be recorded."""
 _LOCK = ".tracking.lock"
 
 
@@ -123,11 +125,24 @@ class Sender:
         if name in self.position.runs:
             store.reopen(self.position.runs[name])
             return
-        parent = self.position.runs[""] if name else ""
-        self.position.runs[name] = store.create_run(
-            record["experiment"], record["name"], record["tags"], parent, record["time"]
+        parent = self.position.runs[""] if name else _found(store, record.get("parent", ""))
+        key = record.get("key", "")
+        known = store.find(key) if key else ""
+        if known:
+            store.reopen(known)
+        tags = {**record["tags"], KEY: key} if key else record["tags"]
+        self.position.runs[name] = known or store.create_run(
+            record["experiment"], record["name"], tags, parent, record["time"]
         )
         self.position.write(self._folder)
+
+
+def _found(store: Store, key: str) -> str:
+    """Identifier of the run of another folder that has this key; empty if there is no key."""
+    run = store.find(key) if key else ""
+    if key and not run:
+        raise NotYetError(f"the run `{key}`, which this one is nested under, is not recorded yet")
+    return run
 
 
 def _joint(item: tuple[int, tuple[dict[str, Any], int]]) -> tuple[str, int]:
@@ -153,13 +168,19 @@ def follow(folder: Path, directory: str | Path) -> int:
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     # a resumed run waits until the sender of its earlier life is done
     with filelock.FileLock(folder / _LOCK):
-        sender = Sender(folder, locate(directory))
+        sender, waited = Sender(folder, locate(directory)), 0
         while True:
             last = ended.is_set()
             try:
                 sender.send()
                 if last:
                     sender.close_open_runs()
+            except NotYetError as error:
+                sender.fail(error)
+                if waited < _PATIENCE:
+                    waited += 1
+                    time.sleep(1.0)
+                    continue
             except StoreError as error:
                 sender.fail(error)
                 if not last:

@@ -20,10 +20,12 @@ import filelock
 
 from mfm.tracking.location import DATABASE, Location
 
-__all__ = ["MetricPoint", "RefusedError", "Store", "StoreError", "open_store"]
+__all__ = ["KEY", "MetricPoint", "NotYetError", "RefusedError", "Store", "StoreError", "open_store"]
 
 logger = logging.getLogger(__name__)
 
+KEY = "mfm.key"
+"""Tag by which runs of different folders find each other."""
 _LONGEST_VALUE = 500
 """Characters of a parameter that are kept; the full configuration is an artifact."""
 _LARGEST_BATCH = 1000
@@ -34,6 +36,10 @@ _LOCK_SECONDS = 300.0
 
 class StoreError(ValueError):
     """The store cannot be reached, read or written."""
+
+
+class NotYetError(StoreError):
+    """The store lacks what another process is about to record."""
 
 
 class RefusedError(StoreError):
@@ -248,6 +254,11 @@ class Store:
             return list(
                 self._client.search_runs(ids, condition, max_results=most, order_by=["attributes.start_time DESC"])
             )
+
+    def find(self, key: str) -> str:
+        """Identifier of the run with this key; empty if there is none."""
+        found = self.search(f"tags.`{KEY}` = '{key}'", most=1)
+        return str(found[0].info.run_id) if found else ""
 
     def history(self, run: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) pairs of a metric."""

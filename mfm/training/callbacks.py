@@ -25,16 +25,20 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """A request to stop at the next step, by Ctrl-C or SIGTERM.
 
-    A second Ctrl-C raises KeyboardInterrupt at once; the last saved state stays valid.
+    A second Ctrl-C raises KeyboardInterrupt at once; the last saved state stays valid. A request also reaches the
+    interruption in whose context this one was caught: a run that is part of a search stops the search.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._outer: Interruption | None = None
 
     def _request(self, signal_number: int, frame: FrameType | None) -> None:
         if self.requested and signal_number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+        if self._outer is not None:
+            self._outer.requested = True
 
     def install(self) -> None:
         """Catch the signals; Lightning installs its own when a fit starts, so this is called again then."""
@@ -49,6 +53,8 @@ class Interruption:
             yield self
             return
         before = {number: signal.getsignal(number) for number in _SIGNALS}
+        outer = getattr(before[signal.SIGTERM], "__self__", None)
+        self._outer = outer if isinstance(outer, Interruption) else None
         self.install()
         try:
             yield self

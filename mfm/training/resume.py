@@ -96,7 +96,9 @@ def save_state(path: Path, state: TrainingState) -> None:
     """Write a state; a crash while writing leaves the previous one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        torch.save(dict(state), temporary)
+        # through a file of Python's, which says why when the disk is full
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

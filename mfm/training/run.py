@@ -4,9 +4,9 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -24,13 +24,14 @@ from mfm.training.resume import TrainingState, isolated_random_state, load_state
 from mfm.training.stage import Stage, StageHooks, attach_low_rank, build_stage, fit_stage, set_trainable
 from mfm.training.transfer import adopt, drop_unusable, inherit_domain, start_from
 
-__all__ = ["RESOLVED_CONFIG", "TrainResult", "train"]
+__all__ = ["RESOLVED_CONFIG", "STATE", "Supervision", "TrainResult", "train"]
 
 logger = logging.getLogger(__name__)
 
 RESOLVED_CONFIG = "config.yaml"
 """File in a run's folder with the whole configuration, defaults included."""
-_STATE = "state.pt"
+STATE = "state.pt"
+"""File in a run's folder that it can be resumed from."""
 _HISTORY = "history.jsonl"
 _ENVIRONMENT = "environment.json"
 _FORMAT = 2
@@ -47,7 +48,20 @@ class TrainResult:
     checkpoint: Path
     """The model; of an unfinished run, not there yet."""
     evaluations: Mapping[str, Evaluation]
-    """``valid`` and ``test`` to errors."""
+    """``valid`` and ``test`` to errors; empty for a supervised run."""
+
+
+class Supervision(NamedTuple):
+    """What a search over settings asks of each of its runs."""
+
+    parent_run: str
+    """Key of the tracked run to nest this one under; empty if there is none."""
+    settings: Mapping[str, Any]
+    """Dotted key → value of what is searched; recorded with the run."""
+    watch: Callable[[Mapping[str, float], float], bool]
+    """Receives the metrics of a validation and the position in the recipe, in stages; returns whether to stop."""
+    measure: Callable[[MFMModel, RunData], Mapping[str, float]]
+    """Metrics of the trained model, recorded in place of test errors, tables, figures and the logged model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +79,7 @@ class _Run:
     """Checkpoint the weights came from, if any."""
     inherited: list[str]
     """Tasks that it had."""
+    supervision: Supervision | None
 
 
 def train(
@@ -73,6 +88,7 @@ def train(
     initial: str | Path | None = None,
     resume: bool = False,
     stop_after: tuple[str, int] | None = None,
+    supervision: Supervision | None = None,
 ) -> TrainResult:
     """Train every stage of a run, or the rest of it.
 
@@ -88,6 +104,8 @@ def train(
         bit for bit that of a run that was never stopped.
     stop_after : (stage, steps), optional
         Stop in that stage after so many steps, as an interruption would.
+    supervision : Supervision, optional
+        Of a search that the run is part of.
 
     Raises
     ------
@@ -96,7 +114,7 @@ def train(
         the loss stops being finite.
     """
     with isolated_random_state(config.seed), Interruption().caught() as interruption:
-        run, state = _begin(config, initial, resume, interruption)
+        run, state = _begin(config, initial, resume, interruption, supervision)
         status = "FAILED"
         try:
             if state is None:
@@ -113,11 +131,15 @@ def train(
 
 
 def _begin(
-    config: RunConfig, initial: str | Path | None, resume: bool, interruption: Interruption
+    config: RunConfig,
+    initial: str | Path | None,
+    resume: bool,
+    interruption: Interruption,
+    supervision: Supervision | None,
 ) -> tuple[_Run, TrainingState | None]:
     folder = Path(config.folder)
-    state = load_state(folder / _STATE) if resume else None
-    if state is None and (folder / _STATE).exists():
+    state = load_state(folder / STATE) if resume else None
+    if state is None and (folder / STATE).exists():
         raise ValueError(
             f"`{folder}` already holds a run; continue it with `mfm train --resume {folder}`, or name another folder"
             " with `--output`"
@@ -139,8 +161,9 @@ def _begin(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESOLVED_CONFIG).write_text(_to_yaml(config), encoding="utf-8")
         (folder / _HISTORY).unlink(missing_ok=True)
-    tracker = _open_tracker(config, data, model, origin[0], resume)
-    return _Run(config, folder, data, model, History(folder / _HISTORY), tracker, interruption, *origin), state
+    tracker = _open_tracker(config, data, model, origin[0], resume, supervision)
+    history = History(folder / _HISTORY)
+    return _Run(config, folder, data, model, history, tracker, interruption, *origin, supervision), state
 
 
 def _fresh_model(config: RunConfig, data: RunData, parent: MFMModel | None) -> MFMModel:
@@ -193,7 +216,9 @@ def _to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _open_tracker(config: RunConfig, data: RunData, model: MFMModel, parent: str, resume: bool) -> tracking.Run:
+def _open_tracker(
+    config: RunConfig, data: RunData, model: MFMModel, parent: str, resume: bool, supervision: Supervision | None
+) -> tracking.Run:
     if config.tracking == "none":
         return tracking.NoRun()
     folder, settings = Path(config.folder), config.tracking
@@ -206,11 +231,13 @@ def _open_tracker(config: RunConfig, data: RunData, model: MFMModel, parent: str
         "mfm.fidelities": ",".join(model.fidelities),
         "mfm.init": parent or "random",
     }
-    tracker = tracking.start_run(folder, settings.experiment, config.name, tags, settings.directory, resume)
+    above = "" if supervision is None else supervision.parent_run
+    tracker = tracking.start_run(folder, settings.experiment, config.name, tags, settings.directory, resume, above)
     (folder / _ENVIRONMENT).write_text(tracking.describe_environment(), encoding="utf-8")
     tracker.log_artifacts([folder / RESOLVED_CONFIG, folder / _ENVIRONMENT])
     flat = tracking.flatten(config.model_dump(mode="json", exclude={"stages"}))
-    tracker.log_params({**flat, "n_parameters": sum(p.numel() for p in model.parameters())})
+    searched = {} if supervision is None else dict(supervision.settings)
+    tracker.log_params({**searched, **flat, "n_parameters": sum(p.numel() for p in model.parameters())})
     for context, store in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         if store is not None:
             tracker.log_params({f"n_{context}": len(store)})
@@ -246,6 +273,10 @@ def _run_stage(run: _Run, number: int, state: TrainingState | None, stop_after: 
     def report(metrics: Mapping[str, float], step: int) -> None:
         run.history.append(config.name, metrics, step)
         child.log_metrics(metrics, step)
+        validated = any(name.startswith("val/") for name in metrics)
+        if validated and run.supervision is not None:
+            position = number + min(stage.module.progress(), 1.0)
+            run.interruption.requested |= run.supervision.watch(metrics, position)
 
     hooks = StageHooks(report, save=lambda current: _save(run, number, current))
     steps = stop_after[1] if stop_after is not None and stop_after[0] == config.name else None
@@ -280,7 +311,7 @@ def _save(run: _Run, number: int, stage: Stage | None) -> None:
         parent=run.parent,
         inherited=run.inherited,
     )
-    save_state(run.folder / _STATE, state)
+    save_state(run.folder / STATE, state)
 
 
 def _provenance(run: _Run, stage: str, clock: Mapping[str, float]) -> dict[str, Any]:
@@ -299,6 +330,10 @@ def _conclude(run: _Run) -> dict[str, Evaluation]:
     """Save the model, evaluate it, draw and record."""
     checkpoint = run.folder / "model.mfm"
     save_checkpoint(checkpoint, run.model, _provenance(run, "final", {}))
+    if run.supervision is not None:
+        run.tracker.log_metrics(run.supervision.measure(run.model, run.data), step=0)
+        run.tracker.log_artifacts([run.folder / _HISTORY])
+        return {}
     files, evaluations = [run.folder / _HISTORY], {}
     metrics: dict[str, float] = {}
     for split, prefix, store in (("valid", "val", run.data.valid), ("test", "test", run.data.test)):

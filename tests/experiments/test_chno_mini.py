@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mfm.config import load_config
+from mfm.config import load_config, read_yaml
 from mfm.training.recipe import RunConfig
+from mfm.tuning.space import read_space
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "chno_mini"
 
@@ -18,6 +19,12 @@ def test_recipe_is_valid() -> None:
     assert {name: task.anchor for name, task in tasks.items()} == {
         "energy_xtb": None, "energy_dft": "energy_xtb", "energy_ccsdt": "energy_dft",
     }  # fmt: skip
+
+
+def test_space_is_valid() -> None:
+    space = read_space(FOLDER / "space.yaml", read_yaml(FOLDER / "run.yaml"))
+    assert {"optimizer.lr", "tasks.energy_dft.weight", "model.backbone.n_channels"} <= space.searched.keys()
+    assert space.fixed["data.valid_fraction"] > 0
 
 
 @pytest.mark.parametrize(("model", "levels"), [("cascade", ["xtb", "dft", "ccsdt"]), ("ccsdt-only", ["ccsdt"])])

@@ -248,3 +248,25 @@ def test_a_journal_is_read_up_to_its_last_whole_line(tmp_path):
     Journal(tmp_path).append("close", "", {"status": "KILLED", "time": 0})
     lines = (tmp_path / JOURNAL).read_text().splitlines()
     assert [json.loads(line)["status"] for line in lines] == ["FINISHED", "KILLED"]
+
+
+def test_runs_of_other_folders_nest_by_key_and_are_continued(directory, tmp_path):
+    """As the trials of a search do, which other processes, and other machines, carry out."""
+    search = tracking.start_run(tmp_path / "search", "exp", "search", {}, directory, key="search-1")
+    trial = tracking.start_run(tmp_path / "trial", "exp", "trial-000", {}, directory, parent="search-1")
+    trial.log_metrics({"val/loss": 1.0}, 1)
+    trial.finish()
+    assert (
+        "`search-1`, which this one is nested under, is not recorded yet" in Position.read(tmp_path / "trial").problem
+    )
+    search.finish()
+    tracking.synchronise(tmp_path / "trial", directory)
+    again = tracking.start_run(tmp_path / "elsewhere", "exp", "trial-000", {}, directory, parent="search-1")
+    again.log_metrics({"val/loss": 0.5}, 2)
+    again.finish()
+    runs = _store(directory).search()
+    assert sorted(run.info.run_name for run in runs) == ["search", "trial-000"]
+    found = _runs(directory)
+    assert found["trial-000"].data.tags["mlflow.parentRunId"] == found["search"].info.run_id
+    assert found["trial-000"].data.metrics["val/loss"] == 0.5
+    assert found["trial-000"].info.status == "FINISHED"

@@ -13,6 +13,7 @@ from mfm.config import validate
 from mfm.data import open_dataset
 from mfm.data.references import residual_energies
 from mfm.heads.energy import TaskConfig
+from mfm.training.callbacks import Interruption
 from mfm.training.data import fit_domain, gap_scales, prepare_data
 from mfm.training.recipe import DataConfig, RunConfig
 from mfm.training.resume import load_state, random_state
@@ -130,6 +131,14 @@ def test_signals_leave_a_run_that_can_be_resumed(whole, morse_file, tmp_path, nu
     assert clock["step"] == 10
     result = train(config, resume=True)
     _assert_same_bits(result.checkpoint, whole.checkpoint)
+
+
+def test_a_signal_reaches_what_the_run_is_part_of():
+    with Interruption().caught() as search:
+        with Interruption().caught() as run:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert run.requested
+        assert search.requested
 
 
 def test_a_folder_with_a_run_is_not_overwritten(whole, morse_file):

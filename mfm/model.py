@@ -209,7 +209,8 @@ class MFMModel(nn.Module):
         electronic_names = [name for name in direct if parse_task(name).property != "energy"]
         shared = _Shared(None, None)
         if electronic_names or extras or any(name not in self.conditions for name in energy_names):
-            shared = self._shared(graph, with_dipoles)
+            with_charges = self.long_range is not None or bool(electronic_names or extras)
+            shared = self._shared(graph, with_charges, with_dipoles)
         energies, far = self._energies(graph, energy_names, with_dipoles, shared)
         outputs = {name: energies[name] for name in direct if name in energies}
         outputs |= self._electronic(graph, electronic_names, shared)
@@ -305,9 +306,11 @@ class MFMModel(nn.Module):
         has_dipole = self.electrons is not None and self.electrons.has_dipole(fidelity)
         return not (kind == "born_effective_charges" and has_dipole)
 
-    def _shared(self, graph: AtomicGraph, with_dipoles: bool) -> "_Shared":
+    def _shared(self, graph: AtomicGraph, with_charges: bool, with_dipoles: bool) -> "_Shared":
         """Features without a condition and the charge state made of them."""
         features = self.backbone(graph)
+        if not with_charges:
+            return _Shared(features, None)
         state = self.charge_state if self.long_range is None else self.long_range.shared_state or self.charge_state
         return _Shared(features, None if state is None else state(features.scalars, graph, with_dipoles))
 

@@ -1,8 +1,8 @@
 """ASE calculator for mfm models: several levels of theory in one forward pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import ase
 import numpy as np
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["MFMCalculator"]
 
 _STATE_IN_INFO = ("charge", "spin", "multiplicity")
-_LONG_RANGE = ["charges", "dipole", "energy_long_range", "energy_short_range"]
+_MECHANICAL = ["energy", "free_energy", "forces", "stress"]
+_ON_REQUEST = ("born_effective_charges", "charge_residual")
+"""What is not computed with every energy: it costs backward passes, or is of no use outside of training."""
 
 
 class MFMCalculator(Calculator):
@@ -28,9 +30,10 @@ class MFMCalculator(Calculator):
 
     After a calculation ``results`` holds ``energy``, ``free_energy`` (the same), ``forces`` and, with a cell that is
     periodic in all three directions, ``stress`` (Voigt order, ASE's sign), all at the chosen fidelity, and
-    ``energy_<fidelity>`` for every fidelity of the model. A model with a long-range part adds ``charges`` (e),
-    ``energy_long_range``, ``energy_short_range`` (eV) and, without periodicity, ``dipole`` (e Å, about the nuclear
-    charge centre).
+    ``energy_<fidelity>`` for every fidelity of the model. A model with heads for them adds, at the chosen fidelity,
+    ``charges`` (e), ``atomic_dipoles`` (e Å) and, without periodicity, ``dipole`` (e Å), ``quadrupole`` (e Å²,
+    traceless), both about the nuclear charge centre, and ``polarizability`` (e² Å²/eV). One with a long-range part adds
+    ``energy_long_range``, ``energy_short_range`` (eV), and charges and dipole if it has no heads for them.
 
     Parameters
     ----------
@@ -57,7 +60,7 @@ class MFMCalculator(Calculator):
         charges.
     """
 
-    implemented_properties: list[str] = ["energy", "free_energy", "forces", "stress"]
+    implemented_properties: list[str] = _MECHANICAL
 
     def __init__(
         self,
@@ -86,12 +89,19 @@ class MFMCalculator(Calculator):
         self._field = None if electric_field is None else [float(component) for component in electric_field]
         if self._field is not None and (len(self._field) != 3 or not np.isfinite(self._field).all()):
             raise ValueError(f"`electric_field` must be three finite components in V/Å, got {self._field}")
-        if self._potential.has_long_range:
-            self.implemented_properties = [*self.implemented_properties, *_LONG_RANGE]
-        elif self._field is not None:
+        if self._field is not None and not self._potential.has_long_range:
             raise ValueError(
                 "`electric_field` acts on charges, which this model has not; train one with `model.long_range`"
             )
+
+        self.implemented_properties = self._available()
+
+    def _available(self) -> list[str]:
+        """What ASE may ask for at the chosen fidelity."""
+        found = [name for name in self._potential.properties(self.fidelity) if name not in _ON_REQUEST]
+        if "energy_long_range" in found:
+            found.append("energy_short_range")
+        return [*(_MECHANICAL if self._potential.has_energy(self.fidelity) else ()), *found]
 
     def _choose(self, fidelity: str | None) -> str:
         from mfm.potential import check_fidelity
@@ -113,6 +123,7 @@ class MFMCalculator(Calculator):
     @fidelity.setter
     def fidelity(self, name: str) -> None:
         self._fidelity = self._choose(name)
+        self.implemented_properties = self._available()
         self.reset()
 
     def fidelities(self) -> list[str]:
@@ -125,6 +136,21 @@ class MFMCalculator(Calculator):
         if self.atoms is not None:
             changes += [key for key in _STATE_IN_INFO if self.atoms.info.get(key) != atoms.info.get(key)]
         return changes
+
+    def get_property(self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """One of ``implemented_properties``; called by ASE.
+
+        Raises
+        ------
+        PropertyNotImplementedError
+            If the model does not predict it at the chosen fidelity, or the structure cannot have it.
+        """
+        if name not in self.implemented_properties:
+            raise PropertyNotImplementedError(
+                f"`{name}` is not among what this model predicts at `{self.fidelity}`:"
+                f" {', '.join(self.implemented_properties)}"
+            )
+        return super().get_property(name, atoms, allow_calculation)
 
     def calculate(
         self,
@@ -139,8 +165,11 @@ class MFMCalculator(Calculator):
         ValueError
             If the structure is one the model cannot evaluate.
         PropertyNotImplementedError
-            If the stress of a structure is asked for that is not periodic in all three directions.
+            If the stress of a structure is asked for that is not periodic in all three directions, or the dipole,
+            quadrupole or polarizability of one that is periodic in any.
         """
+        from mfm.properties import PROPERTIES
+
         super().calculate(atoms, properties, system_changes)
         structure = _structure(self._last(None))
         periodic = bool(structure.pbc.all())
@@ -151,36 +180,35 @@ class MFMCalculator(Calculator):
             )
         # energies alone need no backward pass; forces and stress share most of theirs
         wanted = (self.fidelity,) if {"forces", "stress"} & set(properties) else ()
-        isolated = not structure.pbc.any()
-        if "dipole" in properties and not isolated:
+        hidden = [] if not structure.pbc.any() else [name for name, row in PROPERTIES.items() if row.isolated]
+        refused = [name for name in hidden if name in properties]
+        if refused:
             raise PropertyNotImplementedError(
-                f"the dipole of a periodic structure depends on the choice of its cell, got `pbc`"
+                f"the {refused[0]} of a periodic structure depends on the choice of its cell, got `pbc`"
                 f" {structure.pbc.tolist()} for {structure.formula}; see `born_effective_charges`"
             )
-        extras = [name for name in _LONG_RANGE[:3] if isolated or name != "dipole"]
+        available = self._potential.properties(self.fidelity)
+        extras = [name for name in available if name not in (*_ON_REQUEST, *hidden)]
         prediction = self._potential.evaluate(
             structure,
             forces=wanted,
             stress=wanted if periodic else (),
-            quantities=(extras if self._potential.has_long_range else (), self.fidelity),
+            quantities=(extras, self.fidelity),
             electric_field=self._field,
         )
-        energy = prediction.energies[self.fidelity]
-        self._keep(prediction.quantities, energy)
         self.results.update({f"energy_{name}": value for name, value in prediction.energies.items()})
-        self.results.update(energy=energy, free_energy=energy)
+        if self.fidelity in prediction.energies:
+            energy = prediction.energies[self.fidelity]
+            self.results.update(energy=energy, free_energy=energy)
+        for name, value in prediction.quantities.items():
+            is_atomic = name in PROPERTIES and PROPERTIES[name].per == "atom"
+            self.results[name] = value if is_atomic else value[0] if value.ndim > 1 else float(value[0])
+        if "energy_long_range" in self.results:
+            self.results["energy_short_range"] = self.results["energy"] - self.results["energy_long_range"]
         for name in wanted:
             self.results["forces"] = prediction.forces[name]
             if periodic:
                 self.results["stress"] = full_3x3_to_voigt_6_stress(prediction.stresses[name])
-
-    def _keep(self, quantities: Mapping[str, np.ndarray], energy: float) -> None:
-        if "charges" not in quantities:
-            return
-        far = float(quantities["energy_long_range"][0])
-        self.results.update(charges=quantities["charges"], energy_long_range=far, energy_short_range=energy - far)
-        if "dipole" in quantities:
-            self.results["dipole"] = quantities["dipole"][0]
 
     def born_effective_charges(self, atoms: ase.Atoms | None = None) -> np.ndarray:
         """Slopes of the polarisation with respect to the positions, from three backward passes.
@@ -200,10 +228,13 @@ class MFMCalculator(Calculator):
         Raises
         ------
         ValueError
-            If the model has no charges, or there is no structure yet.
+            If the model has neither dipole nor charges, or there is no structure yet.
         """
-        if not self._potential.has_long_range:
-            raise ValueError("Born effective charges need charges, which this model has not; train `model.long_range`")
+        if "born_effective_charges" not in self._potential.properties(self.fidelity):
+            raise ValueError(
+                "Born effective charges need a dipole or charges, which this model has not at"
+                f" `{self.fidelity}`; train a dipole task, or `model.long_range`"
+            )
         asked = (["born_effective_charges"], self.fidelity)
         found = self._potential.evaluate(_structure(self._last(atoms)), quantities=asked).quantities
         return found["born_effective_charges"]
@@ -230,8 +261,10 @@ class MFMCalculator(Calculator):
         ValueError
             If a fidelity is unknown, or there is no structure yet.
         """
-        high, low = self._choose(high), self._choose(low)
-        self.get_property("energy", self._last(atoms))
+        high, low = (self._with_energy(name) for name in (high, low))
+        chosen = self._last(atoms)
+        if self.calculation_required(chosen, [f"energy_{high}"]):
+            self.calculate(chosen, ["energy"], self.check_state(chosen))
         return float(self.results[f"energy_{high}"] - self.results[f"energy_{low}"])
 
     def forces_gap(self, high: str, low: str, atoms: ase.Atoms | None = None) -> np.ndarray:
@@ -253,9 +286,14 @@ class MFMCalculator(Calculator):
         ValueError
             If a fidelity is unknown, or there is no structure yet.
         """
-        high, low = self._choose(high), self._choose(low)
+        high, low = (self._with_energy(name) for name in (high, low))
         forces = self._potential.evaluate(_structure(self._last(atoms)), forces=(high, low)).forces
         return forces[high] - forces[low]
+
+    def _with_energy(self, fidelity: str) -> str:
+        if not self._potential.has_energy(self._choose(fidelity)):
+            raise ValueError(f"a gap needs energies, which this model has not at `{fidelity}`")
+        return fidelity
 
     def _last(self, atoms: ase.Atoms | None) -> ase.Atoms:
         chosen: ase.Atoms | None = self.atoms if atoms is None else atoms

@@ -260,7 +260,7 @@ def _add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "predict",
-        help="energies and forces of structures in a file",
+        help="energies, forces and what else a model predicts of structures in a file",
         description="Predict structures of any file that ASE reads; writes extended XYZ.",
     )
     parser.add_argument("checkpoint", metavar="CKPT", help=_CHECKPOINT)

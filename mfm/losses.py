@@ -1,4 +1,4 @@
-"""Training losses: squared errors of energies per atom, gaps between levels, forces and stress, each in its unit."""
+"""Training losses: squared errors of labels and of gaps between levels, each in its unit."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mfm.graph import AtomicGraph
-from mfm.heads.energy import TaskConfig
-from mfm.properties import parse_task
+from mfm.heads import TaskConfig
+from mfm.properties import PROPERTIES, parse_task
 
 __all__ = ["LossTerm", "combine", "loss_terms"]
 
@@ -32,22 +32,33 @@ def _structure_means(squares: Tensor, graph: AtomicGraph, present: Tensor) -> tu
     return (per_atom / sizes).sum(), labelled.sum()
 
 
-def _energy_squares(
-    name: str, outputs: Mapping[str, Tensor], graph: AtomicGraph, task: TaskConfig, scales: tuple[float, float | None]
-) -> Tensor:
-    """Squared errors per atom of the structures with a label, the gap instead of the energy where both are labelled."""
+def _rows(values: Tensor) -> Tensor:
+    """(n, …) → (n, components)."""
+    return values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
+
+
+def _labelled_errors(
+    name: str, outputs: Mapping[str, Tensor], graph: AtomicGraph, anchor: str | None, scales: tuple[float, float | None]
+) -> tuple[Tensor, Tensor]:
+    """Errors (n_labelled, …) in their unit, and which rows they belong to.
+
+    The gap's error in the gap's unit where both levels are labelled, else the error itself; per atom if values grow.
+    """
     scale, gap_scale = scales
+    row = PROPERTIES[parse_task(name).property]
     label = graph[name]
-    present = torch.isfinite(label).nonzero().squeeze(1)
-    error = outputs[name][present] - label[present]
-    unit = torch.full_like(error, scale)
-    if gap_scale is not None and task.anchor is not None and task.anchor in outputs:
-        base_label = graph[task.anchor][present]
-        is_paired = torch.isfinite(base_label)
-        base_error = outputs[task.anchor][present] - base_label.nan_to_num()
+    present = torch.isfinite(_rows(label)).all(dim=1).nonzero().squeeze(1)
+    error = _rows(outputs[name][present] - label[present])
+    unit = torch.full_like(error[:, :1], scale)
+    if gap_scale is not None and anchor is not None and anchor in outputs:
+        base_label = _rows(graph[anchor][present])
+        is_paired = torch.isfinite(base_label).all(dim=1, keepdim=True)
+        base_error = _rows(outputs[anchor][present]) - base_label.nan_to_num()
         error = error - is_paired * base_error
         unit = unit.masked_fill(is_paired, gap_scale)
-    return (error / (unit * graph.atoms_per_structure()[present])).square()
+    if row.grows:
+        unit = unit * graph.atoms_per_structure()[present].unsqueeze(1)
+    return error / unit, present
 
 
 def loss_terms(
@@ -56,11 +67,14 @@ def loss_terms(
     tasks: Mapping[str, TaskConfig],
     scale: float,
     gap_scales: Mapping[str, float] | None = None,
+    label_scales: Mapping[str, float] | None = None,
 ) -> dict[str, LossTerm]:
     """Terms of the loss of one batch; a missing label has no part in value or gradient.
 
     Energies enter per atom, so that large structures do not dominate; forces are averaged within a structure
-    first, for the same reason (Shoghi et al., ICLR 2024, arXiv:2310.16802).
+    first, for the same reason (Shoghi et al., ICLR 2024, arXiv:2310.16802), and so are charges and atomic dipoles.
+    Electronic properties are in units of their own size: there is no common unit that would tell how much an error of a
+    charge matters beside one of a dipole.
 
     An anchored level learns the gap to its base, E_f − E_base, from structures that carry both labels, in units of the
     gaps' own size. From the energies alone it would see a gap of 0.1 eV through errors of the base of the same size,
@@ -72,12 +86,14 @@ def loss_terms(
         As the model returned them; energies without references, like the batch's labels.
     graph : AtomicGraph
         Batch with labels, NaN where missing.
-    tasks : mapping of energy task to TaskConfig
+    tasks : mapping of task to TaskConfig
     scale : float
-        Root mean square force component of the training set, eV/Å.
+        Root mean square force component of the training set, eV/Å; unit of energies, forces and stress.
     gap_scales : mapping of anchored task to float, optional
-        Root mean square gap per atom in the training set, eV. A task that is not named, or whose base is not among
-        the outputs, learns energies only.
+        Root mean square gap in the training set, of energies eV per atom. A task that is not named, or whose base is
+        not among the outputs, learns its labels only.
+    label_scales : mapping of electronic task to float, optional
+        Root mean square label in the training set; 1 if not named.
 
     Returns
     -------
@@ -87,27 +103,29 @@ def loss_terms(
     terms: dict[str, LossTerm] = {}
     for name, value in outputs.items():
         prop, fidelity = parse_task(name)
-        task = tasks[f"energy_{fidelity}"]
         label = graph[name]
         # masked by indexing, never by `where`: that would send NaN into the gradient
-        if prop == "forces":
-            present = torch.isfinite(label).all(dim=1).nonzero().squeeze(1)
-            squares = ((value[present] - label[present]) / scale).square()
-            total, count = _structure_means(squares, graph, present)
-            terms[name] = LossTerm(total, count, task.forces_weight)
-            continue
-        if prop == "energy":
-            weight, squares = (
-                task.weight,
-                _energy_squares(name, outputs, graph, task, (scale, (gap_scales or {}).get(name))),
-            )
-        else:
-            weight = task.stress_weight
+        if prop == "stress":
             present = torch.isfinite(label.flatten(1)).all(dim=1).nonzero().squeeze(1)
             volumes = torch.linalg.det(graph.cell[present]).abs()
             error = (value[present] - label[present]).flatten(1)
-            squares = (error * (volumes / (graph.atoms_per_structure()[present] * scale))[:, None]).square().mean(dim=1)
-        terms[name] = LossTerm(squares.sum(), torch.full_like(squares.sum(), len(squares)), weight)
+            error = error * (volumes / (graph.atoms_per_structure()[present] * scale))[:, None]
+            weight = tasks[f"energy_{fidelity}"].stress_weight
+        elif prop == "forces":
+            error, present = _labelled_errors(name, outputs, graph, None, (scale, None))
+            weight = tasks[f"energy_{fidelity}"].forces_weight
+        else:
+            size = scale if prop == "energy" else (label_scales or {}).get(name, 1.0)
+            scales = size, (gap_scales or {}).get(name)
+            error, present = _labelled_errors(name, outputs, graph, tasks[name].anchor, scales)
+            weight = tasks[name].weight
+        if PROPERTIES[prop].per == "atom":
+            total, count = _structure_means(error.square(), graph, present)
+        else:
+            total = error.square().mean(dim=1).sum()
+            count = torch.full_like(total, len(error))
+        # properties are float64 whatever the network is
+        terms[name] = LossTerm(total.to(label.dtype), count.to(label.dtype), weight)
     return terms
 
 

@@ -1,26 +1,28 @@
 """The model: one backbone, one energy head per fidelity, forces and stress by derivative."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pydantic
 import torch
-from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from mfm.backbones import BackboneConfig, Features, GauntConfig
 from mfm.config import Config
 from mfm.derivatives import differentiable, forces_and_stress
-from mfm.fidelity import LevelOfTheory
-from mfm.graph import AtomicGraph, Structure
-from mfm.heads.energy import EnergyHead, TaskConfig
+from mfm.domain import Domain
+from mfm.graph import AtomicGraph
+from mfm.heads import HEADS, TaskConfig
+from mfm.heads.electrons import ElectronicHeads
+from mfm.heads.energy import EnergyHead
+from mfm.heads.joins import check_tasks, electronic, evaluation_order
 from mfm.longrange import LatentEwaldConfig, LongRange, LongRangeOfTasks
-from mfm.longrange.response import NEED_DIPOLES, QUANTITIES, field_energy, quantity
-from mfm.properties import parse_task
+from mfm.longrange.response import NEED_DIPOLES, QUANTITIES, born_effective_charges, field_energy, quantity
+from mfm.nn.charge_state import Charges, ChargeState
+from mfm.properties import PROPERTIES, parse_task
 
-__all__ = ["Domain", "MFMModel", "ModelConfig", "build_model", "evaluation_order"]
+__all__ = ["Domain", "MFMModel", "ModelConfig", "build_model"]
 
 _N_ELEMENTS = 119
 
@@ -31,152 +33,80 @@ class ModelConfig(Config):
     backbone: BackboneConfig = GauntConfig()
     """The shared representation."""
     tasks: dict[str, TaskConfig]
-    """Energy tasks, such as ``energy_dft``, and how they are joined."""
+    """What is predicted, such as ``energy_dft`` and ``dipole_dft``, and how fidelities are joined."""
     readout_channels: int = 64
     """Width of the hidden layer of an energy head."""
     long_range: LatentEwaldConfig | None = None
     """Energy beyond the cutoff, from charges; none if not given."""
 
     @pydantic.model_validator(mode="after")
-    def _check_tasks(self) -> "ModelConfig":
-        if not self.tasks:
-            raise ValueError("`tasks` must name at least one energy, such as `energy_dft: {}`")
-        for name, task in self.tasks.items():
-            if parse_task(name).property != "energy":
-                raise ValueError(f"task `{name}`: heads exist for `energy`; forces follow from it where labelled")
-            if task.anchor and task.conditioned:
-                raise ValueError(f"task `{name}`: give `anchor` or `conditioned`, not both")
-            if task.base is not None and task.base not in self.tasks:
-                raise ValueError(f"task `{name}` builds on `{task.base}`, which is not among {', '.join(self.tasks)}")
-            if task.conditioned and self.tasks[task.conditioned].base is not None:
-                raise ValueError(
-                    f"task `{name}`: `conditioned` must name an independent task, not `{task.conditioned}`"
-                )
-        evaluation_order(self.tasks)
+    def _check(self) -> "ModelConfig":
+        check_tasks(self.tasks, self.backbone.equivariant_degree)
+        if self.long_range is not None and not any(parse_task(name).property == "energy" for name in self.tasks):
+            raise ValueError("`long_range` adds to energies, but no task is one; leave it out")
         return self
 
 
-def evaluation_order(tasks: Mapping[str, TaskConfig]) -> list[str]:
-    """Tasks, each after the one it builds on."""
-    order: list[str] = []
-    for name in tasks:
-        chain: list[str] = []
-        current: str | None = name
-        while current is not None and current not in order:
-            if current in chain:
-                raise ValueError(f"tasks {' -> '.join([*chain, current])} build on one another in a circle")
-            chain.append(current)
-            current = tasks[current].base
-        order.extend(reversed(chain))
-    return order
+class _Shared(NamedTuple):
+    """What tasks that are not conditioned share in one pass."""
 
+    features: Features | None
+    state: Charges | None
 
-@dataclasses.dataclass(frozen=True)
-class Domain:
-    """What a model learned about its training data beyond weights; part of every checkpoint."""
-
-    references: Mapping[str, Mapping[int, float]]
-    """Fidelity → atomic number → reference energy, eV."""
-    levels: Mapping[str, LevelOfTheory]
-    """Fidelity → level of theory."""
-    scale: float = 1.0
-    """Root mean square force component of the training set, eV/Å; outputs are in units of it."""
-    average_neighbours: float = 16.0
-    """Mean number of neighbours within the cutoff."""
-    charges: tuple[int, ...] = (0,)
-    """Total charges seen."""
-    multiplicities: tuple[int, ...] = (1,)
-    """Spin multiplicities seen."""
-
-    @property
-    def elements(self) -> list[int]:
-        """Atomic numbers that every fidelity has a reference for."""
-        known = [set(energies) for energies in self.references.values()]
-        return sorted(set.intersection(*known)) if known else []
-
-    def check(self, structure: Structure) -> None:
-        """Refuse a structure outside of what the model was trained on.
-
-        Raises
-        ------
-        ValueError
-            For an element, charge or multiplicity that the training data did not hold.
-        """
-        unseen = sorted(set(structure.atomic_numbers.tolist()) - set(self.elements))
-        if unseen:
-            raise ValueError(
-                f"{structure.formula} holds {', '.join(chemical_symbols[z] for z in unseen)}; this model knows"
-                f" {', '.join(chemical_symbols[z] for z in self.elements)}. Train on data with those elements"
-            )
-        for name, value, seen in (
-            ("charge", structure.charge, self.charges),
-            ("multiplicity", structure.multiplicity, self.multiplicities),
-        ):
-            if value not in seen:
-                raise ValueError(
-                    f"{structure.formula} has {name} {value}; this model was trained on {name} in {sorted(seen)}."
-                    f" Set it in `atoms.info`, or train on such data"
-                )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able mapping that :meth:`from_dict` reads back."""
-        return {
-            **dataclasses.asdict(self),
-            "references": {f: {str(z): e for z, e in known.items()} for f, known in self.references.items()},
-            "levels": {fidelity: dataclasses.asdict(level) for fidelity, level in self.levels.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Domain":
-        """Read what :meth:`to_dict` wrote."""
-        return cls(
-            references={f: {int(z): e for z, e in known.items()} for f, known in content["references"].items()},
-            levels={f: LevelOfTheory.from_mapping(level) for f, level in content["levels"].items()},
-            scale=content["scale"],
-            average_neighbours=content["average_neighbours"],
-            charges=tuple(content["charges"]),
-            multiplicities=tuple(content["multiplicities"]),
-        )
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Scalars and equivariants."""
+        assert self.features is not None
+        assert self.features.equivariants is not None
+        return self.features.scalars, self.features.equivariants
 
 
 class MFMModel(nn.Module):
-    """Energies at several fidelities from one shared representation.
+    """Energies and electronic properties at several fidelities from one shared representation.
 
     E_f = Σ_i [E0_f(Z_i) + s ε_f(h_i)], where ε_f has its own head (``independent``), is another fidelity's plus a
-    correction (``anchor``), or another fidelity's head on features conditioned on f (``conditioned``).
+    correction (``anchor``), or another fidelity's head on features conditioned on f (``conditioned``). Charges,
+    multipole moments and the long-range energy have one charge state, see :mod:`mfm.heads.electrons`.
     """
 
     def __init__(self, config: ModelConfig, domain: Domain) -> None:
         super().__init__()
         self.config = config
         self.domain = domain
-        self.backbone = config.backbone.build()
+        electrons = electronic(config.tasks)
+        energies = {name: task for name, task in config.tasks.items() if name not in electrons}
+        self.backbone = config.backbone.build(with_equivariants=bool(electrons))
         self.backbone.average_neighbours.fill_(domain.average_neighbours)
-        self.order = evaluation_order(config.tasks)
-        n_scalars = self.backbone.n_scalars
+        self.order = evaluation_order(energies)
+        n_scalars, cutoff = self.backbone.n_scalars, self.backbone.cutoff
         self.heads = nn.ModuleDict(
             {
                 name: EnergyHead(n_scalars, config.readout_channels, starts_at_zero=task.join == "anchor")
-                for name, task in config.tasks.items()
+                for name, task in energies.items()
                 if task.join != "conditioned"
             }
         )
         self.conditions = nn.ParameterDict(
             {
                 name: nn.Parameter(torch.zeros(self.backbone.condition_shape))
-                for name, task in config.tasks.items()
+                for name, task in energies.items()
                 if task.join == "conditioned"
             }
         )
         self.long_range: LongRangeOfTasks | None = None
         if config.long_range is not None:
-            self.long_range = LongRangeOfTasks(config.long_range, self.tasks, n_scalars, self.backbone.cutoff)
+            self.long_range = LongRangeOfTasks(config.long_range, list(energies), n_scalars, cutoff)
+        self.electrons: ElectronicHeads | None = None
+        self.charge_state: ChargeState | None = None
+        if electrons:
+            self.electrons = ElectronicHeads(electrons, n_scalars, self.backbone.n_equivariants, cutoff)
+            if self.electrons.has_charges and (self.long_range is None or self.long_range.shared_state is None):
+                self.charge_state = ChargeState(n_scalars, cutoff)
         # not a buffer: `.float()` would round it, and references must stay float64 until they are added
         self.references = self._reference_table()
 
     def _reference_table(self) -> Tensor:
-        table = np.full((len(self.fidelities), _N_ELEMENTS), np.nan)
-        for row, fidelity in enumerate(self.fidelities):
+        table = np.full((len(self.energies), _N_ELEMENTS), np.nan)
+        for row, fidelity in enumerate(parse_task(name).fidelity for name in self.energies):
             if fidelity not in self.domain.references:
                 raise ValueError(
                     f"no reference energies for fidelity `{fidelity}`, only for {', '.join(self.domain.references)};"
@@ -193,13 +123,27 @@ class MFMModel(nn.Module):
 
     @property
     def tasks(self) -> list[str]:
-        """Energy tasks, in the order of the configuration."""
+        """What the model predicts, in the order of the configuration."""
         return list(self.config.tasks)
+
+    @property
+    def energies(self) -> list[str]:
+        """Tasks that are energies."""
+        return [name for name in self.config.tasks if parse_task(name).property == "energy"]
 
     @property
     def fidelities(self) -> list[str]:
         """Fidelities, in the order of the configuration."""
-        return [parse_task(name).fidelity for name in self.config.tasks]
+        return list(dict.fromkeys(parse_task(name).fidelity for name in self.config.tasks))
+
+    def properties(self, fidelity: str) -> list[str]:
+        """What can be had at a fidelity beside energy, forces and stress, as tasks or as quantities."""
+        found = [prop for prop in HEADS if f"{prop}_{fidelity}" in self.config.tasks]
+        if self.long_range is not None and f"energy_{fidelity}" in self.config.tasks:
+            found += [kind for kind in QUANTITIES if kind not in found]
+        elif self.electrons is not None and self.electrons.has_dipole(fidelity):
+            found.append("born_effective_charges")
+        return found
 
     @property
     def elements(self) -> list[int]:
@@ -223,7 +167,7 @@ class MFMModel(nn.Module):
         derivatives: Sequence[str] = (),
         quantities: Sequence[str] = (),
     ) -> dict[str, Tensor]:
-        """Energies without their references, and derivatives.
+        """Energies without their references, electronic properties, and derivatives.
 
         Parameters
         ----------
@@ -231,38 +175,50 @@ class MFMModel(nn.Module):
             One structure or a batch, in the model's precision. With a field ``electric_field`` (n_structures, 3), V/Å,
             energies are electric enthalpies E − P·F, and derivatives follow.
         tasks : sequence of str, optional
-            Energies wanted, by default all.
+            Those wanted, by default all.
         derivatives : sequence of str
             Tasks such as ``forces_dft`` and ``stress_dft``. In training mode they can be differentiated again.
         quantities : sequence of str
-            What the long-range part knows, such as ``charges_dft``; see :func:`mfm.longrange.response.quantity`.
+            What :meth:`properties` lists, such as ``charges_dft``: the task of that name if there is one, else what the
+            long-range part knows; see :func:`mfm.longrange.response.quantity`.
 
         Returns
         -------
         dict
-            Task → energies (n_structures,) eV, forces (n_atoms, 3) eV/Å, stress (n_structures, 3, 3) eV/Å³; and the
-            quantities.
+            Task → energies (n_structures,) eV, forces (n_atoms, 3) eV/Å, stress (n_structures, 3, 3) eV/Å³, properties
+            as :data:`mfm.properties.PROPERTIES` has them, NaN for structures that cannot have them; and the quantities.
 
         Raises
         ------
         ValueError
             If the model does not have a task or a quantity, or no charges that a field could act on.
         """
-        energy_names = self._check(self.tasks if tasks is None else tasks, derivatives)
-        asked = self._split(quantities)
-        energy_names += [f"energy_{fidelity}" for _, fidelity in asked.values()]
+        asked = self.tasks if tasks is None else tasks
+        direct = list(dict.fromkeys([*asked, *(name for name in quantities if name in self.config.tasks)]))
+        extras = self._split([name for name in quantities if name not in self.config.tasks])
+        energy_names = self._check(direct, derivatives)
+        energy_names += [f"energy_{fidelity}" for kind, fidelity in extras.values() if self._is_latent(kind, fidelity)]
         with_strain = any(parse_task(name).property == "stress" for name in derivatives)
         strain = None
-        if derivatives or any(kind == "born_effective_charges" for kind, _ in asked.values()):
+        if derivatives or any(kind == "born_effective_charges" for kind, _ in extras.values()):
             graph, strain = differentiable(graph, with_strain)
         has_field = graph.get("electric_field") is not None
         if has_field and self.long_range is None:
             raise ValueError("an electric field acts on charges, which this model has not; train it with `long_range`")
-        with_dipoles = has_field or any(kind in NEED_DIPOLES for kind, _ in asked.values())
-        energies, far = self._energies(graph, energy_names, with_dipoles)
-        outputs = {name: energies[name] for name in (self.tasks if tasks is None else tasks)}
-        for name, (kind, fidelity) in asked.items():
-            outputs[name] = quantity(kind, far[f"energy_{fidelity}"], graph)
+        with_dipoles = has_field or any(kind in NEED_DIPOLES for kind, _ in extras.values())
+        electronic_names = [name for name in direct if parse_task(name).property != "energy"]
+        shared = _Shared(None, None)
+        if electronic_names or extras or any(name not in self.conditions for name in energy_names):
+            with_charges = self.long_range is not None or bool(electronic_names or extras)
+            shared = self._shared(graph, with_charges, with_dipoles)
+        energies, far = self._energies(graph, energy_names, with_dipoles, shared)
+        outputs = {name: energies[name] for name in direct if name in energies}
+        outputs |= self._electronic(graph, electronic_names, shared)
+        for name, (kind, fidelity) in extras.items():
+            if self._is_latent(kind, fidelity):
+                outputs[name] = quantity(kind, far[f"energy_{fidelity}"], graph)
+            else:
+                outputs[name] = self._polar_tensors(graph, fidelity, shared)
         wanted = {parse_task(name).fidelity for name in derivatives}
         for position, fidelity in enumerate(sorted(wanted)):
             forces, stress = forces_and_stress(
@@ -280,7 +236,19 @@ class MFMModel(nn.Module):
         derivatives: Sequence[str] = (),
         quantities: Sequence[str] = (),
     ) -> dict[str, Tensor]:
-        """As :meth:`forward`, with total energies in float64 and everything detached."""
+        """As :meth:`forward`, with total energies in float64 and everything detached.
+
+        Without `tasks`, all that the structures can have.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`forward`, and if what only molecules have is asked for where a structure is periodic.
+        """
+        if bool(graph.pbc.any()):
+            if tasks is None:
+                tasks = [name for name in self.tasks if not PROPERTIES[parse_task(name).property].isolated]
+            self._refuse([*tasks, *(name for name in quantities if name in self.config.tasks)])
         training = self.training
         if training:  # switching walks through every module, which costs as much as a small molecule
             self.eval()
@@ -289,9 +257,9 @@ class MFMModel(nn.Module):
         finally:
             if training:
                 self.train()
-        per_atom = self.references[:, graph.atomic_numbers]  # (n_fidelities, n_atoms)
+        per_atom = self.references[:, graph.atomic_numbers]  # (n_energies, n_atoms)
         totals = per_atom.new_zeros(per_atom.shape[0], graph.n_structures).index_add(1, graph.batch, per_atom)
-        for row, name in enumerate(self.tasks):
+        for row, name in enumerate(self.energies):
             if name in outputs:
                 outputs[name] = outputs[name].double() + totals[row]
         return outputs
@@ -311,20 +279,61 @@ class MFMModel(nn.Module):
         unknown = [name for name in needed if name not in self.config.tasks]
         if unknown:
             raise ValueError(f"this model has tasks {', '.join(self.tasks)}, got `{unknown[0]}`")
-        return needed
+        return [name for name in needed if parse_task(name).property == "energy"]
+
+    @staticmethod
+    def _refuse(names: Sequence[str]) -> None:
+        for name in names:
+            if PROPERTIES[parse_task(name).property].isolated:
+                raise ValueError(
+                    f"`{name}` of a periodic structure depends on the choice of its cell; ask for it only where `pbc`"
+                    " is False"
+                )
 
     def _split(self, quantities: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Quantity and fidelity of each name."""
-        known = {f"{kind}_{f}": (kind, f) for kind in QUANTITIES for f in self.fidelities} if self.long_range else {}
+        known = {f"{kind}_{f}": (kind, f) for f in self.fidelities for kind in self.properties(f)}
         for name in quantities:
             if name not in known:
                 raise ValueError(
-                    f"this model has quantities {', '.join(known) or '(no long-range part)'}, got `{name}`"
+                    f"this model has quantities {', '.join(known) or 'none'}, got `{name}`; charges and what"
+                    " follows from them come with `long_range` or tasks of their own"
                 )
         return {name: known[name] for name in quantities}
 
+    def _is_latent(self, kind: str, fidelity: str) -> bool:
+        """Whether the long-range part answers, not a head."""
+        has_dipole = self.electrons is not None and self.electrons.has_dipole(fidelity)
+        return not (kind == "born_effective_charges" and has_dipole)
+
+    def _shared(self, graph: AtomicGraph, with_charges: bool, with_dipoles: bool) -> "_Shared":
+        """Features without a condition and the charge state made of them."""
+        features = self.backbone(graph)
+        if not with_charges:
+            return _Shared(features, None)
+        state = self.charge_state if self.long_range is None else self.long_range.shared_state or self.charge_state
+        return _Shared(features, None if state is None else state(features.scalars, graph, with_dipoles))
+
+    def _electronic(self, graph: AtomicGraph, names: Sequence[str], shared: "_Shared") -> dict[str, Tensor]:
+        """Electronic tasks; NaN where a periodic structure cannot have them."""
+        if not names:
+            return {}
+        assert self.electrons is not None
+        outputs: dict[str, Tensor] = self.electrons(shared.pair(), graph, shared.state, names)
+        is_periodic = graph.pbc.any(dim=1)
+        for name, value in outputs.items():
+            if PROPERTIES[parse_task(name).property].isolated:
+                outputs[name] = value.masked_fill(is_periodic.view(-1, *[1] * (value.dim() - 1)), float("nan"))
+        return outputs
+
+    def _polar_tensors(self, graph: AtomicGraph, fidelity: str, shared: "_Shared") -> Tensor:
+        assert self.electrons is not None
+        assert shared.state is not None
+        moments = self.electrons.polarisation(shared.pair(), graph, shared.state, fidelity)
+        return born_effective_charges(moments, graph.positions)
+
     def _energies(
-        self, graph: AtomicGraph, names: Sequence[str], with_dipoles: bool
+        self, graph: AtomicGraph, names: Sequence[str], with_dipoles: bool, shared: "_Shared"
     ) -> tuple[dict[str, Tensor], dict[str, LongRange]]:
         """Energies of the tasks named and of those they build on, and their long-range parts."""
         needed = set(names)
@@ -332,7 +341,6 @@ class MFMModel(nn.Module):
             anchor = self.config.tasks[name].anchor
             if name in needed and anchor is not None:
                 needed.add(anchor)
-        shared: Features | None = None
         atomic: dict[str, Tensor] = {}
         far: dict[str, LongRange] = {}
         for name in self.order:
@@ -345,12 +353,12 @@ class MFMModel(nn.Module):
                 if self.long_range is not None:
                     far |= self.long_range(features.scalars, graph, [name], with_dipoles)
                 continue
-            shared = self.backbone(graph) if shared is None else shared
-            value = self.heads[name](shared.scalars)
+            assert shared.features is not None
+            value = self.heads[name](shared.features.scalars)
             atomic[name] = value if task.anchor is None else value + atomic[task.anchor]
-        if self.long_range is not None and shared is not None:
-            rest = [name for name in atomic if name not in far]
-            far |= self.long_range(shared.scalars, graph, rest, with_dipoles)
+        rest = [name for name in atomic if name not in far]
+        if self.long_range is not None and shared.features is not None and rest:
+            far |= self.long_range(shared.features.scalars, graph, rest, with_dipoles, shared.state)
         energies = {}
         for name, value in atomic.items():
             energy = value.new_zeros(graph.n_structures).index_add(0, graph.batch, value) * self.domain.scale

@@ -11,6 +11,7 @@ import vesin
 
 from mfm.graph import Structure, build_graph
 from mfm.model import MFMModel, build_model
+from mfm.properties import parse_task
 
 __all__ = ["Potential", "Prediction", "SkinNeighbours", "check_fidelity"]
 
@@ -23,13 +24,13 @@ class Prediction:
     """What a model says about one structure."""
 
     energies: Mapping[str, float]
-    """Total energy of every fidelity, eV, float64."""
+    """Total energy of every fidelity that has energies, eV, float64."""
     forces: Mapping[str, np.ndarray]
     """(n_atoms, 3), eV/Å, of the fidelities asked for."""
     stresses: Mapping[str, np.ndarray]
     """(3, 3), eV/Å^3, of the fidelities asked for, if the structure is periodic in all three directions."""
     quantities: Mapping[str, np.ndarray]
-    """What else was asked for, by :data:`mfm.longrange.response.QUANTITIES`, at the fidelity asked for."""
+    """What else was asked for, of what :meth:`Potential.properties` lists, at the fidelity asked for."""
 
 
 def check_fidelity(name: str, known: Sequence[str]) -> str:
@@ -127,6 +128,14 @@ class Potential:
         """Fidelities of the model."""
         return list(self.model.fidelities)
 
+    def properties(self, fidelity: str) -> list[str]:
+        """What can be had at a fidelity beside energy, forces and stress."""
+        return self.model.properties(fidelity)
+
+    def has_energy(self, fidelity: str) -> bool:
+        """Whether a fidelity has energies, and so forces and stress."""
+        return f"energy_{fidelity}" in self.model.energies
+
     @property
     def has_long_range(self) -> bool:
         """Whether the model has charges and a long-range energy."""
@@ -140,7 +149,7 @@ class Potential:
         quantities: tuple[Sequence[str], str] = ((), ""),
         electric_field: Sequence[float] | None = None,
     ) -> Prediction:
-        """Energies of all fidelities from one forward pass; derivatives of those named.
+        """Energies of all fidelities from one forward pass; derivatives of those named, and what else is asked for.
 
         Parameters
         ----------
@@ -170,14 +179,13 @@ class Potential:
             graph.electric_field = torch.tensor([list(electric_field)], dtype=torch.float64, device=self.device)
         if self.has_long_range and structure.pbc.any():
             graph.reference_cell = torch.as_tensor(self._reference_cell(structure))[None].to(self.device)
-        tasks = [f"energy_{fidelity}" for fidelity in self.fidelities]
         derivatives = [f"forces_{fidelity}" for fidelity in forces] + [f"stress_{fidelity}" for fidelity in stress]
         extras = [f"{name}_{quantities[1]}" for name in quantities[0]]
         with torch.set_grad_enabled(bool(derivatives) or "born_effective_charges" in quantities[0]):
-            outputs = self.model.predict(graph, tasks=tasks, derivatives=derivatives, quantities=extras)
+            outputs = self.model.predict(graph, tasks=self.model.energies, derivatives=derivatives, quantities=extras)
         values = {name: value.detach().cpu().double().numpy() for name, value in outputs.items()}
         return Prediction(
-            energies={fidelity: float(values[f"energy_{fidelity}"][0]) for fidelity in self.fidelities},
+            energies={parse_task(name).fidelity: float(values[name][0]) for name in self.model.energies},
             forces={fidelity: values[f"forces_{fidelity}"] for fidelity in forces},
             stresses={fidelity: values[f"stress_{fidelity}"][0] for fidelity in stress},
             quantities={name: values[f"{name}_{quantities[1]}"] for name in quantities[0]},

@@ -28,6 +28,18 @@ class Property(NamedTuple):
     extensive: bool
     """Whether the value of two distant, non-interacting structures is the sum (or union) of theirs."""
     description: str
+    isolated: bool = False
+    """Whether only structures without periodicity have it: in a crystal it depends on the choice of the cell."""
+    traceless: bool = False
+    """Whether models learn and predict it without its trace, which labels may have."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether typical values grow with the number of atoms, so that errors count per atom.
+
+        Energies and polarizabilities do; in a dipole the groups of a molecule cancel as often as they add up.
+        """
+        return self.extensive and self.parity == 1
 
 
 PROPERTIES: dict[str, Property] = {
@@ -39,10 +51,36 @@ PROPERTIES: dict[str, Property] = {
         Property("charges", "atom", (), "e", 1, False, "atomic partial charges"),
         Property("atomic_dipoles", "atom", (3,), "e*Å", -1, False, "dipole moments of the atoms about their nuclei"),
         Property(
-            "dipole", "structure", (3,), "e*Å", -1, True, "electric dipole; ions: about the nuclear charge centre"
+            "dipole",
+            "structure",
+            (3,),
+            "e*Å",
+            -1,
+            True,
+            "electric dipole; ions: about the nuclear charge centre",
+            isolated=True,
         ),
-        Property("quadrupole", "structure", (3, 3), "e*Å^2", 1, False, "second moment of the charge, with trace"),
-        Property("polarizability", "structure", (3, 3), "e^2*Å^2/eV", 1, True, "field derivative of the dipole"),
+        Property(
+            "quadrupole",
+            "structure",
+            (3, 3),
+            "e*Å^2",
+            1,
+            False,
+            "second moment of the charge about the nuclear charge centre; labels with trace, predictions without",
+            isolated=True,
+            traceless=True,
+        ),
+        Property(
+            "polarizability",
+            "structure",
+            (3, 3),
+            "e^2*Å^2/eV",
+            1,
+            True,
+            "field derivative of the dipole",
+            isolated=True,
+        ),
     )
 }
 """Every property that a label, a task or a head may name."""

@@ -14,11 +14,13 @@ import re
 from typing import NamedTuple
 
 __all__ = [
+    "AVOGADRO",
     "BOHR",
     "BOLTZMANN",
     "COULOMB_CONSTANT",
     "DEBYE",
     "HARTREE",
+    "SPEED_OF_LIGHT_SQUARED",
     "UNITS",
     "Unit",
     "conversion_factor",
@@ -33,12 +35,15 @@ BOLTZMANN = 8.617333262e-5
 """Boltzmann constant, eV/K."""
 COULOMB_CONSTANT = HARTREE * BOHR
 """1/(4 π ε₀), eV Å e⁻² (14.3996454…)."""
-_AVOGADRO = 6.02214076e23
+AVOGADRO = 6.02214076e23
+"""Avogadro constant, 1/mol."""
 _ELEMENTARY_CHARGE = 1.602176634e-19
 _JOULE = 1.0 / _ELEMENTARY_CHARGE
 DEBYE = 1e-21 / 299792458.0 / _ELEMENTARY_CHARGE * 1e10
 """One debye, e Å (0.2081943…): 1e-21/c C m, exactly."""
 _AMU_KG = 1.66053906660e-27
+SPEED_OF_LIGHT_SQUARED = _AMU_KG * 299792458.0**2 / _ELEMENTARY_CHARGE
+"""c², eV/amu (931.494102…e6): the energy of one atomic mass unit."""
 
 
 class Unit(NamedTuple):
@@ -56,7 +61,7 @@ class Unit(NamedTuple):
         return (self.energy, self.length, self.charge, self.mass)
 
 
-_KCAL_PER_MOL = 4184.0 * _JOULE / _AVOGADRO
+_KCAL_PER_MOL = 4184.0 * _JOULE / AVOGADRO
 
 UNITS: dict[str, Unit] = {
     "1": Unit(1.0),
@@ -65,7 +70,7 @@ UNITS: dict[str, Unit] = {
     "hartree": Unit(HARTREE, energy=1),
     "rydberg": Unit(HARTREE / 2, energy=1),
     "kcal/mol": Unit(_KCAL_PER_MOL, energy=1),
-    "kJ/mol": Unit(1000.0 * _JOULE / _AVOGADRO, energy=1),
+    "kJ/mol": Unit(1000.0 * _JOULE / AVOGADRO, energy=1),
     "Å": Unit(1.0, length=1),
     "bohr": Unit(BOHR, length=1),
     "nm": Unit(10.0, length=1),

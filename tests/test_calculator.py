@@ -18,7 +18,7 @@ from ase.vibrations import Vibrations
 from mfm import MFMCalculator, Structure, save_checkpoint
 from mfm.evaluation.dynamics import run_dynamics, thermalise
 from mfm.graph import neighbour_list
-from mfm.heads.energy import TaskConfig
+from mfm.heads import TaskConfig
 from mfm.potential import SkinNeighbours
 from tests.tiny import CUTOFF, tiny_model
 

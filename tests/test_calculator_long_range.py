@@ -145,7 +145,9 @@ def test_what_cannot_be_had() -> None:
     with pytest.raises(ValueError, match="`electric_field` acts on charges, which this model has not"):
         MFMCalculator(tiny_model(), fidelity="dft", device="cpu", electric_field=(0.0, 0.0, 0.1))
     local = MFMCalculator(tiny_model(), fidelity="dft", device="cpu")
-    with pytest.raises(ValueError, match="Born effective charges need charges, which this model has not"):
+    with pytest.raises(
+        ValueError, match="Born effective charges need a dipole or charges, which this model has not at `dft`"
+    ):
         local.born_effective_charges(ethanol())
     crystal = bulk("C", cubic=True)
     crystal.calc = make()

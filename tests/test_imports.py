@@ -19,7 +19,7 @@ LAYERS = [
     {"structure"},
     {"graph"},
     {"nn", "data"},
-    {"backbones", "longrange", "heads", "derivatives"},
+    {"backbones", "longrange", "heads", "derivatives", "domain"},
     {"model"},
     {"losses", "checkpoint", "potential", "labelling"},
     {"tracking"},

@@ -6,7 +6,7 @@ import torch
 from ase.build import bulk, molecule
 
 from mfm.graph import Structure, build_graph, collate
-from mfm.heads.energy import TaskConfig
+from mfm.heads import TaskConfig
 from mfm.losses import combine, loss_terms
 
 NAMES = ["energy_dft", "forces_dft", "stress_dft"]

@@ -15,8 +15,29 @@ WATER = Structure(np.array([8, 1, 1]), np.array([[0.0, 0.0, 0.1], [0.0, 0.8, -0.
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ({}, "must name at least one energy"),
-        ({"dipole_dft": {}}, "task `dipole_dft`: heads exist for `energy`"),
+        ({}, "must name at least one, such as `energy_dft"),
+        ({"stress_dft": {}}, "task `stress_dft`: heads exist for `energy`, `charges`"),
+        (
+            {"dipole_dft": {"conditioned": "dipole_xtb"}, "dipole_xtb": {}},
+            "`conditioned` is for energies; use `anchor`",
+        ),
+        ({"charges_dft": {"forces_weight": 2}}, "task `charges_dft`: `forces_weight` is for energies; use `weight`"),
+        ({"dipole_cc": {"anchor": "charges_dft"}, "charges_dft": {}}, "must build on a task of the same property"),
+        (
+            {"dipole_b": {"anchor": "dipole_a"}, "dipole_a": {}, "charges_b": {}, "charges_a": {}},
+            "`charges_b` share the charges of `b` and must have their anchors at one fidelity, got a and none",
+        ),
+        (
+            {
+                "charges_a": {"anchor": "charges_b"},
+                "charges_b": {},
+                "dipole_b": {"anchor": "dipole_c"},
+                "dipole_c": {},
+                "quadrupole_c": {"anchor": "quadrupole_a"},
+                "quadrupole_a": {},
+            },
+            "take their charges in a circle",
+        ),
         ({"energie_dft": {}}, "did you mean `energy_...`"),
         ({"energy_cc": {"anchor": "energy_dft"}}, "builds on `energy_dft`, which is not among energy_cc"),
         ({"energy_a": {"anchor": "energy_b"}, "energy_b": {"anchor": "energy_a"}}, "in a circle"),

@@ -4,7 +4,7 @@ import torch
 
 from mfm.backbones import GauntConfig
 from mfm.fidelity import LevelOfTheory
-from mfm.heads.energy import TaskConfig
+from mfm.heads import TaskConfig
 from mfm.longrange import LatentEwaldConfig
 from mfm.model import Domain, MFMModel, ModelConfig, build_model
 

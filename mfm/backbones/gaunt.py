@@ -182,6 +182,7 @@ class GauntBackbone(nn.Module):
         self.config = config
         self.cutoff = config.cutoff
         self.n_scalars = config.n_layers * config.n_channels
+        self.n_equivariants = config.n_channels
         self.embedding = nn.Embedding(119, config.n_channels)
         self.basis = BesselBasis(config.cutoff, config.n_radial)
         self.harmonics = SphericalHarmonics(config.max_degree)

@@ -8,17 +8,18 @@ from torch.utils.data import Dataset
 
 from mfm.data.references import residual_energies
 from mfm.data.store import Store
+from mfm.data.targets import label_target
 from mfm.graph import AtomicGraph, build_graph
-from mfm.properties import parse_task
+from mfm.properties import PROPERTIES, parse_task
 
 __all__ = ["GraphDataset"]
 
 
 class GraphDataset(Dataset[AtomicGraph]):
-    """The records of a store as graphs with residual energies.
+    """The records of a store as graphs with what a model learns.
 
-    Energies are the labels minus the atomic references, subtracted in float64 before they become `dtype`. A graph is
-    built on its first use and kept, neighbours and all; do not change it in place.
+    Energies are the labels minus the atomic references, subtracted in float64 before they become `dtype`; quadrupoles
+    lose their trace. A graph is built on its first use and kept, neighbours and all; do not change it in place.
 
     Parameters
     ----------
@@ -38,7 +39,8 @@ class GraphDataset(Dataset[AtomicGraph]):
     Raises
     ------
     ValueError
-        If an energy has no references, or an element of a labelled record has none.
+        If an energy has no references, or an element of a labelled record has none. When a graph is built: if a
+        periodic structure has a label that depends on the choice of its cell.
     """
 
     def __init__(
@@ -73,7 +75,14 @@ class GraphDataset(Dataset[AtomicGraph]):
         if self._cache is not None and item in self._cache:
             return self._cache[item]
         record = self.store[item]
-        labels = {task: value for task, value in record.labels.items() if task in self.tasks}
+        labels = {task: label_target(task, value) for task, value in record.labels.items() if task in self.tasks}
+        for task in labels:
+            if PROPERTIES[parse_task(task).property].isolated and record.structure.pbc.any():
+                raise ValueError(
+                    f"`{task}` must belong to a structure without periodicity, got `pbc`"
+                    f" {record.structure.pbc.tolist()} for record {item}"
+                    f" ({record.structure.formula}); set `pbc` to False or remove the label"
+                )
         labels.update({task: np.asarray(self._residuals[task][item]) for task in self._residuals if task in labels})
         graph = build_graph(record.structure, self._cutoff, labels, self.tasks, dtype=self._dtype)
         if self._cache is not None:

@@ -34,6 +34,10 @@ _REPORT_UNITS = {
 }
 
 
+_IN_INTERNAL = ReportUnit(1e3, "me_angstrom", "me Å")
+"""In which dipoles are reported as well."""
+
+
 def report_unit(task: str) -> ReportUnit:
     """Unit in which a task's errors are reported."""
     return _REPORT_UNITS[PROPERTIES[parse_task(task).property].unit]
@@ -70,7 +74,8 @@ def errors(task: str, prediction: Prediction) -> dict[str, float]:
     Parameters
     ----------
     task : str
-        Decides unit and name; energies also get errors per atom.
+        Decides unit and name; energies also get errors per atom, dipoles the mean length of the error's vector
+        (``mean_length_millidebye``) and errors in me Å.
 
     Returns
     -------
@@ -85,6 +90,10 @@ def errors(task: str, prediction: Prediction) -> dict[str, float]:
         per_atom = difference / prediction.n_atoms
         found[f"mae_{unit.suffix}_per_atom"] = _mae(per_atom)
         found[f"rmse_{unit.suffix}_per_atom"] = _rmse(per_atom)
+    if parse_task(task).property == "dipole":
+        found[f"mean_length_{unit.suffix}"] = float(np.linalg.norm(difference, axis=1).mean())
+        other = difference * (_IN_INTERNAL.factor / unit.factor)
+        found |= {f"mae_{_IN_INTERNAL.suffix}": _mae(other), f"rmse_{_IN_INTERNAL.suffix}": _rmse(other)}
     found["count"] = float(len(difference))
     return found
 

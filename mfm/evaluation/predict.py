@@ -1,16 +1,19 @@
-"""Energies and forces of unlabelled structures, file to file."""
+"""Predictions for unlabelled structures, file to file."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import ase.io
 import numpy as np
+from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mfm.evaluation.evaluate import batched
-from mfm.graph import Structure, build_graph
+from mfm.graph import AtomicGraph, Structure, build_graph
 from mfm.longrange.response import PER_ATOM
 from mfm.model import MFMModel
+from mfm.properties import PROPERTIES, parse_task
 
 __all__ = ["predict_file", "predict_structures"]
 
@@ -22,7 +25,7 @@ def predict_structures(
     forces: bool = True,
     quantities: Sequence[str] = (),
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Total energies, forces and quantities, structure by structure, computed in batches.
+    """Total energies, forces and electronic properties, structure by structure, computed in batches.
 
     Parameters
     ----------
@@ -31,12 +34,13 @@ def predict_structures(
     forces : bool
         Whether forces are wanted too.
     quantities : sequence of str
-        What the long-range part knows, such as ``charges_dft``; see :func:`mfm.longrange.response.quantity`.
+        More of what the model knows, such as ``born_effective_charges_dft``; see :meth:`mfm.model.MFMModel.properties`.
 
     Yields
     ------
     dict
-        ``energy_{fidelity}`` (), eV, ``forces_{fidelity}`` (n_atoms, 3), eV/Å, and the quantities.
+        ``energy_{fidelity}`` (), eV, ``forces_{fidelity}`` (n_atoms, 3), eV/Å, every other task of the fidelities, and
+        the quantities. What only molecules have, such as dipoles, is left out for periodic structures.
 
     Raises
     ------
@@ -47,25 +51,34 @@ def predict_structures(
     unknown = sorted(set(wanted) - set(model.fidelities))
     if unknown:
         raise ValueError(f"`fidelity` must be one of {', '.join(model.fidelities)}, got `{unknown[0]}`")
-    tasks = [f"energy_{fidelity}" for fidelity in wanted]
-    derivatives = [f"forces_{fidelity}" for fidelity in wanted] if forces else []
+    tasks = [task for task in model.tasks if parse_task(task).fidelity in wanted]
+    derivatives = [f"forces_{parse_task(task).fidelity}" for task in tasks if task in model.energies] if forces else []
     device = next(model.parameters()).device
 
-    def checked() -> Iterator[Structure]:
+    def checked() -> Iterator[AtomicGraph]:
         for structure in structures:
             model.domain.check(structure)
-            yield structure
+            yield build_graph(structure, model.cutoff, dtype=model.dtype)
 
-    for batch in batched(build_graph(structure, model.cutoff, dtype=model.dtype) for structure in checked()):
-        outputs = model.predict(batch.to(device), tasks, derivatives, quantities)
-        outputs = {name: value.cpu() for name, value in outputs.items()}
-        bounds = batch.ptr.tolist()
-        for i in range(batch.n_structures):
-            found = {task: outputs[task][i].numpy() for task in tasks}
-            for name in (*derivatives, *quantities):
-                per_atom = name in derivatives or name.rpartition("_")[0] in PER_ATOM
-                found[name] = (outputs[name][bounds[i] : bounds[i + 1]] if per_atom else outputs[name][i]).numpy()
-            yield found
+    for is_periodic, graphs in itertools.groupby(checked(), lambda graph: bool(graph.pbc.any())):
+        chosen = [task for task in tasks if not (is_periodic and PROPERTIES[parse_task(task).property].isolated)]
+        for batch in batched(graphs):
+            outputs = model.predict(batch.to(device), chosen, derivatives, quantities)
+            outputs = {name: value.cpu() for name, value in outputs.items()}
+            bounds = batch.ptr.tolist()
+            for i in range(batch.n_structures):
+                yield {
+                    name: (value[bounds[i] : bounds[i + 1]] if _is_atomic(name) else value[i]).numpy()
+                    for name, value in outputs.items()
+                }
+
+
+def _is_atomic(name: str) -> bool:
+    """Whether an output has a row per atom."""
+    kind, _, _ = name.rpartition("_")
+    return kind in PER_ATOM or any(
+        row.per == "atom" and name.startswith(f"{prop}_") for prop, row in PROPERTIES.items()
+    )
 
 
 def predict_file(
@@ -73,8 +86,8 @@ def predict_file(
 ) -> int:
     """Predict every structure of a file that ASE reads; writes extended XYZ and returns the number of structures.
 
-    Energies and forces stand under ``energy_{fidelity}`` and ``forces_{fidelity}``; if one fidelity is asked for, also
-    under ``energy`` and ``forces``, where ASE expects results.
+    Every value stands under its task, such as ``energy_{fidelity}``; if one fidelity is asked for, what ASE has a name
+    for stands under that too, where ASE expects results.
 
     Raises
     ------
@@ -92,12 +105,13 @@ def predict_file(
         atoms.calc = None
         single = len(fidelities or model.fidelities) == 1
         for name, value in found.items():
-            if value.ndim == 0:
-                atoms.info[name] = float(value)
-            else:
+            if _is_atomic(name):
                 atoms.arrays[name] = value
+            else:
+                atoms.info[name] = float(value) if value.ndim == 0 else value
         if single:
-            plain = {name.split("_")[0]: value for name, value in found.items()}
-            atoms.calc = SinglePointCalculator(atoms, **{k: float(v) if v.ndim == 0 else v for k, v in plain.items()})
+            plain = {parse_task(name).property: value for name, value in found.items()}
+            known = {name: value for name, value in plain.items() if name in all_properties}
+            atoms.calc = SinglePointCalculator(atoms, **{k: float(v) if v.ndim == 0 else v for k, v in known.items()})
     ase.io.write(target, frames, format="extxyz")
     return len(frames)

@@ -3,36 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mfm.config import Config
-
-__all__ = ["EnergyHead", "TaskConfig"]
-
-
-class TaskConfig(Config):
-    """How one energy task is joined to the others and how much its errors count."""
-
-    anchor: str | None = None
-    """Task whose energy this one is added to: E = E_anchor + Δ with Δ zero at the start of training."""
-    conditioned: str | None = None
-    """Task whose head this one shares, with its own zero-initialised terms inside the backbone."""
-    weight: float = 1.0
-    """Weight of the squared energy error per atom."""
-    forces_weight: float = 1.0
-    """Weight of the squared force error where the fidelity has forces."""
-    stress_weight: float = 1.0
-    """Weight of the squared stress error (times volume per atom) where the fidelity has stresses."""
-
-    @property
-    def base(self) -> str | None:
-        """The task this one is joined to; None if independent."""
-        return self.anchor or self.conditioned
-
-    @property
-    def join(self) -> str:
-        """``independent``, ``anchor`` or ``conditioned``."""
-        if self.anchor:
-            return "anchor"
-        return "conditioned" if self.conditioned else "independent"
+__all__ = ["EnergyHead"]
 
 
 class EnergyHead(nn.Module):

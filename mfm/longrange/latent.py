@@ -90,11 +90,13 @@ class LatentEwald(nn.Module):
         span = config.largest_width - config.smallest_width
         return config.smallest_width + span * torch.sigmoid(self.raw_widths.double())
 
-    def forward(self, scalars: Tensor, graph: AtomicGraph, with_dipoles: bool = False) -> LongRange:
-        """Energy and charges from the backbone's scalars (n_atoms, n_scalars)."""
+    def forward(
+        self, scalars: Tensor, graph: AtomicGraph, with_dipoles: bool = False, state: Charges | None = None
+    ) -> LongRange:
+        """Energy and charges from the backbone's scalars (n_atoms, n_scalars), and its charges if known already."""
         config = self.config
         k_cutoff = WIDEST_WAVE / config.smallest_width
-        state = self.state(scalars, graph, with_dipoles)
+        state = self.state(scalars, graph, with_dipoles) if state is None else state
         numbers, positions = graph.atomic_numbers, graph.positions.double()
         widths = self.widths().index_select(0, numbers)
         particles = Particles(state.charges, widths, positions, graph.batch, numbers, graph.positions.dtype)
@@ -130,13 +132,30 @@ class LongRangeOfTasks(nn.Module):
         if config.fidelities == "scaled":
             self.factors.update({task: nn.Parameter(torch.ones(())) for task in tasks})
 
+    @property
+    def shared_state(self) -> ChargeState | None:
+        """Where all energies have their charges from; None if each has its own."""
+        if self.fidelities == "own":
+            return None
+        owner = self.owners["all"]
+        assert isinstance(owner, LatentEwald)
+        return owner.state
+
     def forward(
-        self, scalars: Tensor, graph: AtomicGraph, tasks: Sequence[str], with_dipoles: bool = False
+        self,
+        scalars: Tensor,
+        graph: AtomicGraph,
+        tasks: Sequence[str],
+        with_dipoles: bool = False,
+        state: Charges | None = None,
     ) -> dict[str, LongRange]:
-        """Long-range part of each of `tasks`, which all see the features `scalars` (n_atoms, n_scalars)."""
+        """Long-range part of each of `tasks`, which all see the features `scalars` (n_atoms, n_scalars).
+
+        `state`, if given, is what :attr:`shared_state` makes of these features.
+        """
         if self.fidelities == "own":
             return {task: self.owners[task](scalars, graph, with_dipoles) for task in tasks}
-        shared: LongRange = self.owners["all"](scalars, graph, with_dipoles)
+        shared: LongRange = self.owners["all"](scalars, graph, with_dipoles, state)
         if self.fidelities == "shared":
             return dict.fromkeys(tasks, shared)
         return {task: self._scaled(shared, self.factors[task].double()) for task in tasks}

@@ -6,6 +6,7 @@ from torch import Tensor
 from mfm.graph import AtomicGraph
 from mfm.longrange.latent import LongRange
 from mfm.nn.charge_state import Charges
+from mfm.nn.moments import nuclear_charge_centres, polarisation, sum_over_atoms
 
 __all__ = [
     "NEED_DIPOLES",
@@ -14,7 +15,6 @@ __all__ = [
     "born_effective_charges",
     "dipole",
     "field_energy",
-    "polarisation",
     "quantity",
 ]
 
@@ -26,36 +26,6 @@ NEED_DIPOLES = ("dipole", "born_effective_charges")
 """Those that need the dipoles of the charge transfers."""
 
 
-def polarisation(state: Charges, graph: AtomicGraph) -> Tensor:
-    """Dipole moment of each structure, or of its cell, in e Å.
-
-    Charge that neighbours pass on contributes −½ Σ_ij t_ij r_ij, which holds differences of positions only and is the
-    same whatever cell an atom is written in. What is left, the atoms' own charges and shares q⁰ of a net charge, counts
-    as Σ_i q⁰_i r_i with the positions as they are given: unwrapped ones, if atoms with a charge of their own move
-    through a periodic cell.
-
-    Parameters
-    ----------
-    state : Charges
-    graph : AtomicGraph
-        The one the charges were computed for.
-
-    Returns
-    -------
-    (n_structures, 3), float64
-        About the origin.
-
-    Raises
-    ------
-    ValueError
-        If the charges were computed without the dipoles of their transfers.
-    """
-    if state.transfer_dipoles is None:
-        raise ValueError("a polarisation needs the dipoles of the charge transfers; compute the charges `with_dipoles`")
-    per_atom = state.transfer_dipoles + state.own_charges.unsqueeze(1) * graph.positions.double()
-    return per_atom.new_zeros(graph.n_structures, 3).index_add(0, graph.batch, per_atom)
-
-
 def dipole(state: Charges, graph: AtomicGraph) -> Tensor:
     """Dipole moment about the nuclear charge centre, in e Å; NaN for structures with any periodicity.
 
@@ -65,13 +35,8 @@ def dipole(state: Charges, graph: AtomicGraph) -> Tensor:
     -------
     (n_structures, 3), float64
     """
-    numbers = graph.atomic_numbers.double()
-    shape = (graph.n_structures, 3)
-    weighted = numbers.unsqueeze(1) * graph.positions.double()
-    totals = numbers.new_zeros(graph.n_structures).index_add(0, graph.batch, numbers)
-    centres = numbers.new_zeros(shape).index_add(0, graph.batch, weighted) / totals.unsqueeze(1)
-    net = numbers.new_zeros(graph.n_structures).index_add(0, graph.batch, state.charges[:, 0])
-    moments = polarisation(state, graph) - net.unsqueeze(1) * centres
+    net = sum_over_atoms(state.charges[:, :1], graph)
+    moments = polarisation(state, graph) - net * nuclear_charge_centres(graph)
     return moments.masked_fill(graph.pbc.any(dim=1, keepdim=True), float("nan"))
 
 
@@ -81,7 +46,7 @@ def born_effective_charges(moments: Tensor, positions: Tensor) -> Tensor:
     Parameters
     ----------
     moments : (n_structures, 3), e Å
-        From :func:`polarisation`.
+        From :func:`mfm.nn.moments.polarisation`.
     positions : (n_atoms, 3), Å
         Those the polarisation was computed from; they must require a gradient.
 

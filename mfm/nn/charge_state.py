@@ -37,6 +37,18 @@ class Charges(NamedTuple):
     residual: Tensor
     """(n_structures,), e: total charge minus the atoms' own charges, which the shares distribute."""
 
+    def corrected(self, correction: "Charges") -> "Charges":
+        """Physical channel of these charges plus that of a correction, which adds up to zero."""
+        dipoles = None
+        if self.transfer_dipoles is not None and correction.transfer_dipoles is not None:
+            dipoles = self.transfer_dipoles + correction.transfer_dipoles
+        return Charges(
+            self.charges[:, :1] + correction.charges[:, :1],
+            dipoles,
+            self.own_charges + correction.own_charges,
+            self.residual,
+        )
+
 
 class ChargeState(nn.Module):
     """Charges from invariant features, conserved between neighbours and in total.
@@ -59,25 +71,37 @@ class ChargeState(nn.Module):
         Whether atoms have charges of their own, m.
     n_terms : int
         Terms of t_ij = Σ_m φ_m(r_ij) (a_im b_jm − a_jm b_im), each with its own radial function.
+    is_correction : bool
+        Whether these charges are to be added to those of another state: they add up to zero whatever the total charge,
+        and are zero before training.
     """
 
     def __init__(
-        self, n_scalars: int, cutoff: float, n_channels: int = 1, with_own_charges: bool = False, n_terms: int = 4
+        self,
+        n_scalars: int,
+        cutoff: float,
+        n_channels: int = 1,
+        with_own_charges: bool = False,
+        n_terms: int = 4,
+        is_correction: bool = False,
     ) -> None:
         super().__init__()
         self.cutoff, self.n_channels, self.n_terms = cutoff, n_channels, n_terms
         self.basis = BesselBasis(cutoff, n_terms)
         self.donors = nn.Linear(n_scalars, n_channels * n_terms, bias=False)
         self.acceptors = nn.Linear(n_scalars, n_channels * n_terms, bias=False)
-        self.shares = nn.Linear(n_scalars, 1, bias=False)
+        self.shares = None if is_correction else nn.Linear(n_scalars, 1, bias=False)
         # b = 1 at the start: charge then flows along differences of a, of electronegativity. Energies do not tell the
         # sign of all charges, and from charges of zero they are slow to tell anything
         self.pulls = nn.Parameter(torch.zeros(len(ELECTRONEGATIVITY), n_channels, n_terms))
-        pauling = torch.tensor(ELECTRONEGATIVITY).unsqueeze(1)
-        self.pulls.data[:, 0] = -_CHARGE_PER_PAULING * pauling * _bond_function(cutoff, n_terms)
-        nn.init.normal_(self.donors.weight, std=0.1 * n_scalars**-0.5)
         nn.init.zeros_(self.acceptors.weight)
-        nn.init.zeros_(self.shares.weight)
+        if self.shares is None:
+            nn.init.zeros_(self.donors.weight)
+        else:
+            pauling = torch.tensor(ELECTRONEGATIVITY).unsqueeze(1)
+            self.pulls.data[:, 0] = -_CHARGE_PER_PAULING * pauling * _bond_function(cutoff, n_terms)
+            nn.init.normal_(self.donors.weight, std=0.1 * n_scalars**-0.5)
+            nn.init.zeros_(self.shares.weight)
         self.own_hidden = self.own_output = None
         if with_own_charges:
             self.own_hidden = nn.Linear(n_scalars, 32, bias=False)
@@ -93,11 +117,14 @@ class ChargeState(nn.Module):
         own = self._own_charges(scalars, graph.atomic_numbers).double()
         shape = (graph.n_structures, self.n_channels)
         total = own.new_zeros(shape)
-        total[:, 0] = graph.charge.double()
+        if self.shares is not None:
+            total[:, 0] = graph.charge.double()
         residual = total - own.new_zeros(shape).index_add(0, graph.batch, own)
         # rounding makes transfers add up to some 1e-8 e; exact neutrality keeps distant fragments from seeing it
         correction = residual - own.new_zeros(shape).index_add(0, graph.batch, transferred)
-        shares = functional.softplus(self.shares(scalars).double()) + _SMALLEST_SHARE
+        shares = own.new_ones(len(own), 1)
+        if self.shares is not None:
+            shares = functional.softplus(self.shares(scalars).double()) + _SMALLEST_SHARE
         shares = shares / shares.new_zeros(graph.n_structures, 1).index_add(0, graph.batch, shares)[graph.batch]
         own = own + shares * correction.index_select(0, graph.batch)
         return Charges(transferred + own, transfer_dipoles, own[:, 0], residual[:, 0])

@@ -12,7 +12,7 @@ from scipy.integrate import lebedev_rule
 from scipy.special import sph_harm_y
 from torch import Tensor, nn
 
-__all__ = ["SphericalHarmonics", "degrees", "real_harmonics", "sphere_quadrature"]
+__all__ = ["SphericalHarmonics", "degrees", "real_harmonics", "second_degree_matrices", "sphere_quadrature"]
 
 
 def real_harmonics(points: np.ndarray, max_degree: int) -> np.ndarray:
@@ -51,6 +51,18 @@ def sphere_quadrature(max_degree: int) -> tuple[np.ndarray, np.ndarray]:
     order = next(o for o in (3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31) if o >= max_degree)
     points, weights = lebedev_rule(order)
     return points.T, weights / weights.sum()
+
+
+@functools.cache
+def second_degree_matrices() -> np.ndarray:
+    """Symmetric traceless matrices M_m with Y_2m(r̂) = r̂ᵀ M_m r̂: (5, 3, 3).
+
+    They turn the five components of a degree-2 feature into a Cartesian tensor that transforms as one.
+    """
+    points, weights = sphere_quadrature(4)
+    values = real_harmonics(points, 2)[:, 4:]
+    # the average of (r̂ᵀ M r̂) r̂ r̂ᵀ over directions is 2/15 M for a symmetric traceless M
+    return np.asarray(7.5 * np.einsum("p,pm,pa,pb->mab", weights, values, points, points))
 
 
 @functools.cache

@@ -13,6 +13,8 @@ from typing import Any
 import lightning
 from tqdm import tqdm
 
+from mfm.evaluation.metrics import report_unit
+from mfm.properties import parse_task
 from mfm.training.module import StageModule
 
 __all__ = ["Interruption", "StageCallback"]
@@ -182,9 +184,12 @@ def _describe(module: StageModule, progress: float, metrics: Mapping[str, float]
     for name, value in metrics.items():
         split, _, rest = name.partition("/")
         task, _, quantity = rest.partition("/")
-        if split == "val" and quantity in ("mae_mev_per_atom", "mae_mev_per_angstrom"):
-            unit = {"mae_mev_per_atom": "meV/atom", "mae_mev_per_angstrom": "meV/Å"}[quantity]
-            parts.append(f"{task} {value:.2f} {unit}")
+        if split != "val":
+            continue
+        unit = report_unit(task)
+        per_atom = "_per_atom" if parse_task(task).property == "energy" else ""
+        if quantity == f"mae_{unit.suffix}{per_atom}":
+            parts.append(f"{task} {value:.2f} {unit.symbol}{'/atom' if per_atom else ''}")
     if "train/steps_per_second" in metrics:
         parts.append(f"{metrics['train/steps_per_second']:.1f} steps/s")
     return " | ".join(parts)

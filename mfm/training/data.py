@@ -15,8 +15,9 @@ from mfm.data.splits import Split, by_file, by_molecule, random_frames
 from mfm.data.store import Store
 from mfm.fidelity import merge_levels
 from mfm.graph import collate, neighbour_list
-from mfm.heads.energy import TaskConfig
-from mfm.model import Domain, evaluation_order
+from mfm.heads import TaskConfig
+from mfm.heads.joins import evaluation_order
+from mfm.model import Domain
 from mfm.properties import parse_task
 from mfm.training.module import TrainingBatch
 from mfm.training.recipe import BatchConfig, DataConfig, ReplayConfig
@@ -94,7 +95,7 @@ def prepare_data(config: DataConfig, tasks: Sequence[str], inherited: Collection
     Parameters
     ----------
     tasks : sequence of str
-        Energy tasks of the model.
+        Tasks of the model.
     inherited : collection of str
         Those that a parent model knows already; they need no labels.
 
@@ -189,7 +190,7 @@ def fit_domain(
     Parameters
     ----------
     tasks : mapping of str to TaskConfig
-        Energy tasks of the model.
+        Tasks of the model.
     cutoff : float, Å
     method : str
         Of the references, see :func:`mfm.data.references.fit_references`. A task that builds on another takes
@@ -197,15 +198,18 @@ def fit_domain(
         what atoms gain by bonding, ``auto`` lets the base give way: its references are moved beside the other's, so
         that isolated atoms stay right at the level that counts and the correction still starts near zero.
     """
-    fidelities = [parse_task(task).fidelity for task in tasks]
-    references = _references(store, tasks, method)
+    energies = {name: task for name, task in tasks.items() if parse_task(name).property == "energy"}
+    references = _references(store, energies, method)
     return Domain(
         references=references,
-        levels={fidelity: store.card.levels[fidelity] for fidelity in fidelities},
-        scale=_scale(store, fidelities, references),
+        levels={
+            fidelity: store.card.levels[fidelity] for fidelity in dict.fromkeys(parse_task(t).fidelity for t in tasks)
+        },
+        scale=_scale(store, [parse_task(name).fidelity for name in energies], references),
         average_neighbours=_average_neighbours(store, cutoff),
         charges=tuple(sorted({charge for charge, _ in store.charge_states})),
         multiplicities=tuple(sorted({multiplicity for _, multiplicity in store.charge_states})),
+        atomic_numbers=tuple(store.elements),
     )
 
 
@@ -232,10 +236,10 @@ def _references(store: Store, tasks: Mapping[str, TaskConfig], method: Reference
 def gap_scales(
     store: Store, tasks: Mapping[str, TaskConfig], references: Mapping[str, Mapping[int, float]]
 ) -> dict[str, float]:
-    """Anchored task → root mean square gap to its base, eV per atom, where structures carry both energies."""
+    """Anchored energy → root mean square gap to its base, eV per atom, where structures carry both energies."""
     found = {}
     for name, task in tasks.items():
-        if task.anchor is not None:
+        if task.anchor is not None and parse_task(name).property == "energy":
             fidelity, base = parse_task(name).fidelity, parse_task(task.anchor).fidelity
             if (size := _disagreement(store, fidelity, base, references)) > 0:
                 found[name] = max(size, _SMALLEST_GAP)
@@ -252,7 +256,9 @@ def _disagreement(store: Store, fidelity: str, base: str, references: Mapping[st
 
 
 def _scale(store: Store, fidelities: Sequence[str], references: Mapping[str, Mapping[int, float]]) -> float:
-    """Root mean square force component, eV/Å; without any force, the spread of the energies per atom."""
+    """Root mean square force component, eV/Å; without any force, the spread of the energies per atom; else 1."""
+    if not fidelities:
+        return 1.0
     forces = [f"forces_{fidelity}" for fidelity in fidelities]
     components = [store.values(task).reshape(-1) for task in forces if store.coverage(task).any()]
     if components:
@@ -276,7 +282,9 @@ def stage_derivatives(store: Store, tasks: Mapping[str, TaskConfig], chosen: Seq
     """Forces and stresses that a stage learns: those with labels and a weight."""
     wanted = []
     for task in chosen:
-        fidelity = parse_task(task).fidelity
+        prop, fidelity = parse_task(task)
+        if prop != "energy":
+            continue
         weights = {f"forces_{fidelity}": tasks[task].forces_weight, f"stress_{fidelity}": tasks[task].stress_weight}
         wanted += [name for name, weight in weights.items() if weight > 0 and store.coverage(name).any()]
     return wanted
@@ -302,7 +310,11 @@ def stage_sampler(
             ratios={"new": 1.0 - share, "replayed": share},
             seed=seed,
         )
-    groups = None if config.ratios is None else {parse_task(task).fidelity: store.coverage(task) for task in tasks}
+    groups = None
+    if config.ratios is not None:
+        groups = {parse_task(task).fidelity: np.zeros(len(store), dtype=bool) for task in tasks}
+        for task in tasks:
+            groups[parse_task(task).fidelity] |= store.coverage(task)
     return AtomBudgetBatchSampler(
         store.n_atoms,
         config.atoms,

@@ -344,7 +344,11 @@ def _conclude(run: _Run) -> dict[str, Evaluation]:
         metrics |= evaluations[split].flat(prefix)
     curves, boundaries = run.history.curves()
     shown = {name: points for name, points in curves.items() if name.startswith(("val/", "train/loss"))}
-    shown = {name: points for name, points in shown.items() if "rmse" not in name and not name.endswith("mae_mev")}
+    shown = {
+        name: points
+        for name, points in shown.items()
+        if "rmse" not in name and not name.endswith(("mae_mev", "mae_me_angstrom"))
+    }
     if shown:
         files.append(run.folder / "evaluation" / "learning_curves.png")
         files[-1].parent.mkdir(parents=True, exist_ok=True)

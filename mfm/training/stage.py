@@ -27,6 +27,7 @@ from mfm.training.lora import add_low_rank, merge_low_rank
 from mfm.training.module import StageModule, Targets, build_optimizer
 from mfm.training.recipe import OptimizerConfig, RunConfig, StageConfig
 from mfm.training.resume import TrainingState, restore_random_state
+from mfm.training.scales import label_gaps, label_scales
 from mfm.training.schedule import Clock
 
 __all__ = ["Stage", "StageHooks", "attach_low_rank", "build_stage", "fit_stage", "set_trainable", "validation_rows"]
@@ -94,7 +95,7 @@ def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, 
     dataset = GraphDataset(store, model.cutoff, [*tasks, *derivatives], model.domain.references, model.dtype)
     # another order in each stage
     sampler = stage_sampler(store, tasks, config.batch, config.seed + 1000 * number, replayed)
-    losses = _losses(model, config.optimizer, gap_scales(store, model.config.tasks, model.domain.references))
+    losses = _losses(model, config.optimizer, store)
     targets = Targets(tasks, derivatives, _residuals(model, tasks))
     module = StageModule(model, targets, losses, optimizer, config.optimizer, stage.budget, average, clock)
     module.stage_name = stage.name
@@ -157,20 +158,22 @@ def _residuals(model: MFMModel, tasks: Sequence[str]) -> list[str]:
     config = model.config.long_range
     if config is None or not config.own_charges:
         return []
-    names = [f"charge_residual_{parse_task(task).fidelity}" for task in tasks]
+    names = [f"charge_residual_{parse_task(task).fidelity}" for task in tasks if parse_task(task).property == "energy"]
     return names if config.fidelities == "own" else names[:1]
 
 
 def _losses(
-    model: MFMModel, config: OptimizerConfig, gaps: Mapping[str, float]
+    model: MFMModel, config: OptimizerConfig, store: Store
 ) -> Callable[[Mapping[str, Tensor], AtomicGraph], tuple[Tensor, Mapping[str, LossTerm]]]:
     tasks, scale = model.config.tasks, model.domain.scale
+    gaps = {**gap_scales(store, tasks, model.domain.references), **label_gaps(store, tasks)}
+    sizes = label_scales(store, tasks)
     conditioned = any(task.join == "conditioned" for task in tasks.values())
 
     def losses(outputs: Mapping[str, Tensor], graph: AtomicGraph) -> tuple[Tensor, Mapping[str, LossTerm]]:
         residuals = [value for name, value in outputs.items() if name.startswith("charge_residual_")]
         labelled = {name: value for name, value in outputs.items() if not name.startswith("charge_residual_")}
-        terms = loss_terms(labelled, graph, tasks, scale, gaps)
+        terms = loss_terms(labelled, graph, tasks, scale, gaps, sizes)
         total = combine(terms)
         if conditioned:
             total = total + config.condition_penalty * model.condition_penalty()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -19,9 +19,11 @@ from mfm.data.store import Store
 from mfm.evaluation.evaluate import batched
 from mfm.fidelity import merge_levels
 from mfm.graph import build_graph
-from mfm.heads.energy import TaskConfig
-from mfm.model import Domain, MFMModel, ModelConfig, build_model, evaluation_order
+from mfm.heads import TaskConfig
+from mfm.heads.joins import evaluation_order
+from mfm.model import Domain, MFMModel, ModelConfig, build_model
 from mfm.properties import parse_task
+from mfm.training.data import fit_domain
 from mfm.training.recipe import RunConfig
 
 __all__ = ["adopt", "drop_unusable", "inherit_domain", "start_from"]
@@ -77,7 +79,9 @@ def drop_unusable(config: RunConfig, parent: MFMModel, store: Store) -> RunConfi
     tasks = config.model.tasks
     kept = {}
     for name in evaluation_order(tasks):
-        known = parent.domain.references.get(parse_task(name).fidelity)
+        known: Collection[int] | None = parent.domain.references.get(parse_task(name).fidelity)
+        if name in parent.tasks and name not in parent.energies:
+            known = parent.elements
         unseen = [] if known is None else [chemical_symbols[z] for z in store.elements if z not in known]
         if unseen and not store.coverage(name).any():
             users = [task for task in wanted if task == name or tasks[task].base == name]
@@ -105,7 +109,7 @@ def inherit_domain(parent: MFMModel, tasks: Mapping[str, TaskConfig], store: Sto
     Parameters
     ----------
     tasks : mapping of str to TaskConfig
-        Energy tasks of the new model.
+        Tasks of the new model.
     store : Store
         Its training data.
     method : str
@@ -119,16 +123,20 @@ def inherit_domain(parent: MFMModel, tasks: Mapping[str, TaskConfig], store: Sto
     old = parent.domain
     references: References = {}
     for name in evaluation_order(tasks):
-        fidelity = parse_task(name).fidelity
-        references[fidelity] = _references(parent, name, tasks[name], store, references, method)
-    stated = {fidelity: level for fidelity, level in store.card.levels.items() if fidelity in references}
+        if parse_task(name).property == "energy":
+            fidelity = parse_task(name).fidelity
+            references[fidelity] = _references(parent, name, tasks[name], store, references, method)
+    fidelities = list(dict.fromkeys(parse_task(name).fidelity for name in tasks))
+    stated = {fidelity: level for fidelity, level in store.card.levels.items() if fidelity in fidelities}
     levels = merge_levels(old.levels, stated, "the training data")
     return dataclasses.replace(
         old,
         references=references,
-        levels={fidelity: levels[fidelity] for fidelity in references},
+        levels={fidelity: levels[fidelity] for fidelity in fidelities},
         charges=tuple(sorted({*old.charges, *(charge for charge, _ in store.charge_states)})),
         multiplicities=tuple(sorted({*old.multiplicities, *(number for _, number in store.charge_states)})),
+        atomic_numbers=tuple(sorted({*old.elements, *store.elements})),
+        scale=old.scale if parent.energies else fit_domain(store, tasks, parent.cutoff, method).scale,
     )
 
 
@@ -179,7 +187,10 @@ def start_from(parent: MFMModel, config: ModelConfig, domain: Domain, seed: int,
     model = build_model(config, domain, seed, dtype)
     mine, theirs = model.state_dict(), parent.state_dict()
     usable = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}
+    # a last layer whose equivariants no head of the parent needed does not have them
+    grown = model.electrons is not None and parent.electrons is None
     absent = [name for name in mine if name.startswith("backbone.") and name not in usable]
+    absent = [name for name in absent if name in theirs or not grown]
     if absent:
         raise ValueError(f"the parent's backbone must fit, but `{absent[0]}` has another shape or is not there")
     fresh = sorted({".".join(name.split(".")[:2]) for name in mine if name not in usable})

@@ -9,7 +9,8 @@ import torch
 from mfm.data.store import Store
 from mfm.evaluation.evaluate import batched, evaluable, evaluate, labelled_rows, model_graphs
 from mfm.evaluation.metrics import report_unit
-from mfm.model import MFMModel, evaluation_order
+from mfm.heads.joins import evaluation_order
+from mfm.model import MFMModel
 from mfm.properties import parse_task, task_name
 from mfm.training.data import RunData
 from mfm.training.recipe import RunConfig
@@ -24,8 +25,9 @@ _MOST_ATOMS = 256
 
 
 def default_objective(config: RunConfig) -> str:
-    """Error per atom of the energy that builds on all others."""
-    return f"val/{evaluation_order(config.model.tasks)[-1]}/mae_mev_per_atom"
+    """Error per atom of the energy that builds on all others; without energies, the error of the last task."""
+    known = _known(config)
+    return next((name for name in known if name.endswith("_per_atom")), known[0])
 
 
 def check_objectives(names: Sequence[str], config: RunConfig, data: RunData) -> None:
@@ -61,10 +63,11 @@ def check_objectives(names: Sequence[str], config: RunConfig, data: RunData) -> 
 def _known(config: RunConfig) -> list[str]:
     names = []
     for task in reversed(evaluation_order(config.model.tasks)):
-        for prop in ("energy", "forces", "stress"):
-            label = task_name(prop, parse_task(task).fidelity)
+        prop, fidelity = parse_task(task)
+        labels = [task_name(kind, fidelity) for kind in ("energy", "forces", "stress")] if prop == "energy" else [task]
+        for label in labels:
             suffix = report_unit(label).suffix
-            ends = [f"{suffix}_per_atom", suffix] if prop == "energy" else [suffix]
+            ends = [f"{suffix}_per_atom", suffix] if label == task_name("energy", fidelity) else [suffix]
             names += [f"val/{label}/{kind}_{end}" for end in ends for kind in ("mae", "rmse")]
     return [*names, COST]
 
@@ -79,15 +82,17 @@ def measure(model: MFMModel, data: RunData) -> dict[str, float]:
 def microseconds_per_atom(model: MFMModel, store: Store) -> float:
     """Time of energies and forces at the level that builds on all others, in µs per atom: a median of several.
 
-    Processor time on the CPU, so that other work on the machine hardly counts; wall time elsewhere.
+    Of a model without energies, the time of all its tasks. Processor time on the CPU, so that other work on the machine
+    hardly counts; wall time elsewhere.
 
     Parameters
     ----------
     store : Store
         A batch of at most 256 atoms is made from records spread over it.
     """
-    task = evaluation_order(model.config.tasks)[-1]
-    forces = task_name("forces", parse_task(task).fidelity)
+    last = [task for task in evaluation_order(model.config.tasks) if task in model.energies][-1:]
+    tasks = last or model.tasks
+    forces = [task_name("forces", parse_task(task).fidelity) for task in last]
     direct, derivatives = evaluable(model, store)
     rows = labelled_rows(store, [*direct, *derivatives])
     few = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_ATOMS)).astype(np.int64))]
@@ -101,7 +106,7 @@ def microseconds_per_atom(model: MFMModel, store: Store) -> float:
         for _ in range(_REPEATS + 1):
             clock = Clock(device.type)
             with torch.enable_grad():
-                model(batch, [task], [forces])
+                model(batch, tasks, forces)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(clock.seconds())

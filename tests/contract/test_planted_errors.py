@@ -10,14 +10,18 @@ from torch import Tensor
 import mfm.backbones.gaunt
 import mfm.derivatives
 import mfm.graph
+import mfm.heads.dipole
 import mfm.losses
 import mfm.model
 import mfm.nn.aggregate
+import mfm.nn.charge_state
 import mfm.nn.radial
 from mfm.backbones.gaunt import GauntBackbone, GauntConfig
 from mfm.graph import Structure
+from mfm.heads.base import AtomicTensor
 from mfm.model import MFMModel
 from mfm.nn.harmonics import SphericalHarmonics
+from tests.contract import test_head_contract as head_contract
 from tests.contract import test_model_contract as contract
 from tests.contract.conftest import make_model
 
@@ -119,6 +123,48 @@ def periodicity_from_the_cell(patch: Patch) -> None:
         return original(periodic, cutoff)
 
     patch.setattr(mfm.graph, "neighbour_list", search)
+
+
+def moments_about_the_origin(patch: Patch) -> None:
+    patch.setattr(mfm.heads.dipole, "relative_positions", lambda graph: graph.positions)
+
+
+def quadrupoles_that_do_not_turn(patch: Patch) -> None:
+    wrap(patch, AtomicTensor, "forward", lambda value, *_: value.flip(1))
+
+
+def offset_that_changes_the_total(patch: Patch) -> None:
+    wrap(
+        patch, mfm.nn.charge_state.Charges, "corrected", lambda value, *_: value._replace(charges=value.charges + 1e-3)
+    )
+
+
+def atoms_with_a_direction(patch: Patch) -> None:
+    wrap(patch, AtomicTensor, "forward", lambda value, *_: value + 1e-3)
+
+
+PLANTED_IN_HEADS: dict[str, tuple[Callable[[Patch], None], str, dict[str, Any]]] = {
+    "origin": (moments_about_the_origin, "test_moments_of_an_ion_do_not_depend_on_where_it_is", {}),
+    "turning": (quadrupoles_that_do_not_turn, "test_heads_turn_with_the_molecule", {"improper": False}),
+    "total charge": (offset_that_changes_the_total, "test_charges_add_up_to_the_total", {}),
+    "isolated atom": (atoms_with_a_direction, "test_an_isolated_atom_is_a_sphere", {}),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED_IN_HEADS)
+def test_planted_error_in_a_head_is_found(
+    kind: str, monkeypatch: Patch, molecule: Structure, crystal: Structure
+) -> None:
+    plant, test, extra = PLANTED_IN_HEADS[kind]
+    check: Any = getattr(head_contract, test)
+    model = make_model(GauntConfig, None, head_join="anchor")
+    available = {"electronic_model": model, "molecule": molecule, "crystal": crystal, **extra}
+    wanted = check.__code__.co_varnames[: check.__code__.co_argcount]
+    arguments = {name: available[name] for name in wanted}
+    check(**arguments)
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        check(**arguments)
 
 
 PLANTED: dict[str, tuple[Callable[[Patch], None], str, dict[str, Any]]] = {

@@ -49,3 +49,8 @@ def test_nothing_predicted_gives_no_errors():
 def test_dipoles_are_reported_in_debye():
     assert report_unit("dipole_dft").symbol == "mD"
     assert report_unit("dipole_dft").factor == pytest.approx(1e3 / 0.2081943, rel=1e-6)
+    predicted = np.array([[0.3, 0.0, 0.4], [0.0, 0.0, 0.0]])
+    found = errors("dipole_dft", Prediction(predicted, np.zeros((2, 3)), np.arange(2), np.full(2, 3)))
+    assert found["mae_me_angstrom"] == pytest.approx(700 / 6)
+    assert found["mae_millidebye"] == pytest.approx(700 / 6 / 0.2081943, rel=1e-6)
+    assert found["mean_length_millidebye"] == pytest.approx(250 / 0.2081943, rel=1e-6)

@@ -233,7 +233,7 @@ def test_requests_that_cannot_be_met() -> None:
     local: dict[str, Config] = {"long_range": None}  # type: ignore[dict-item]
     model = make()
     bare = build_model(model.config.model_copy(update=local), model.domain, seed=0, dtype=torch.float64)
-    with pytest.raises(ValueError, match="no long-range part"):
+    with pytest.raises(ValueError, match="this model has quantities none, got `charges_low`"):
         bare.predict(graph_of(WATER), quantities=["charges_low"])
     with pytest.raises(ValueError, match="an electric field acts on charges, which this model has not"):
         bare.predict(graph_of(WATER, electric_field=torch.zeros(1, 3)))

@@ -12,7 +12,7 @@ from mfm.checkpoint import load_model, read_provenance
 from mfm.config import validate
 from mfm.data import open_dataset
 from mfm.data.references import residual_energies
-from mfm.heads.energy import TaskConfig
+from mfm.heads import TaskConfig
 from mfm.training.callbacks import Interruption
 from mfm.training.data import fit_domain, gap_scales, prepare_data
 from mfm.training.recipe import DataConfig, RunConfig

@@ -1,0 +1,53 @@
+"""Units of the loss: how large labels, and gaps between levels, are in the training set."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mfm.data.store import Store
+from mfm.data.targets import label_target
+from mfm.heads import TaskConfig
+from mfm.heads.joins import electronic
+from mfm.properties import PROPERTIES, parse_task
+
+__all__ = ["label_gaps", "label_scales"]
+
+_SMALLEST_GAP = 1e-3
+"""Gap, in units of the label's size, below which two levels count as equal: nothing is gained by resolving less."""
+
+
+def label_scales(store: Store, tasks: Mapping[str, TaskConfig]) -> dict[str, float]:
+    """Electronic task → root mean square component of its labels, in the property's unit; 1 if all are zero.
+
+    Per atom if the property grows with the number of atoms, as errors of it count then.
+    """
+    found = {}
+    for name in electronic(tasks):
+        if store.coverage(name).any():
+            found[name] = _rms(_targets(store, name)) or 1.0
+    return found
+
+
+def label_gaps(store: Store, tasks: Mapping[str, TaskConfig]) -> dict[str, float]:
+    """Anchored electronic task → root mean square gap to its base, where structures carry both labels."""
+    found = {}
+    for name, task in electronic(tasks).items():
+        if task.anchor is None:
+            continue
+        paired = store.subset(store.coverage(name) & store.coverage(task.anchor))
+        if len(paired):
+            one, other = (_targets(paired, which) for which in (name, task.anchor))
+            found[name] = max(_rms(one - other), _SMALLEST_GAP * (_rms(other) or 1.0))
+    return found
+
+
+def _targets(store: Store, task: str) -> np.ndarray:
+    values = label_target(task, store.values(task))
+    if PROPERTIES[parse_task(task).property].grows:
+        n_atoms = store.n_atoms[store.coverage(task)]
+        values = values / n_atoms.reshape(-1, *[1] * (values.ndim - 1))
+    return values
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))

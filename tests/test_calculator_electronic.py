@@ -1,0 +1,116 @@
+"""Charges and moments of heads through the ASE calculator."""
+
+import ase
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+from ase.calculators.calculator import PropertyNotImplementedError
+
+from mfm import MFMCalculator
+from mfm.heads import HEADS
+from mfm.longrange import LatentEwaldConfig
+from mfm.model import MFMModel, ModelConfig, build_model
+from tests.tiny import tiny_model
+
+
+def electronic_model(tasks: list[str], long_range: bool = False) -> MFMModel:
+    plain = tiny_model()
+    config = ModelConfig.model_validate(
+        {
+            "backbone": {**plain.config.backbone.model_dump(), "equivariant_degree": 2},
+            "tasks": {task: {} for task in tasks},
+            "long_range": LatentEwaldConfig().model_dump() if long_range else None,
+        }
+    )
+    model = build_model(config, plain.domain, seed=0, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def make(tasks: list[str], fidelity: str = "dft", long_range: bool = False) -> MFMCalculator:
+    return MFMCalculator(electronic_model(tasks, long_range), fidelity=fidelity, device="cpu")
+
+
+ALL = ["energy_dft", "energy_ccsdt", *(f"{prop}_dft" for prop in HEADS)]
+
+
+def ethanol() -> ase.Atoms:
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=0)
+    return atoms
+
+
+def test_results_hold_every_head_of_the_fidelity() -> None:
+    atoms = ethanol()
+    atoms.calc = make(ALL)
+    forces = atoms.get_forces()
+    results = atoms.calc.results
+    shapes = {name: np.shape(results[name]) for name in HEADS}
+    assert shapes == {
+        "charges": (9,), "atomic_dipoles": (9, 3), "dipole": (3,), "quadrupole": (3, 3), "polarizability": (3, 3),
+    }  # fmt: skip
+    assert forces.any()
+    numbers = atoms.numbers
+    relative = atoms.positions - numbers @ atoms.positions / numbers.sum()
+    expected = atoms.get_charges() @ relative + results["atomic_dipoles"].sum(axis=0)
+    np.testing.assert_allclose(atoms.get_dipole_moment(), expected, atol=1e-12)
+    assert atoms.calc.get_property("quadrupole", atoms) is not None
+    atoms.calc.fidelity = "ccsdt"
+    assert atoms.get_potential_energy() < 0
+    assert not set(HEADS) & set(atoms.calc.results)
+
+
+def test_what_the_checkpoint_lacks_is_listed() -> None:
+    atoms = ethanol()
+    atoms.calc = make(["energy_dft", "dipole_dft"])
+    with pytest.raises(PropertyNotImplementedError, match="`charges` is not among what this model predicts at `dft`: "):
+        atoms.get_charges()
+    with pytest.raises(PropertyNotImplementedError, match=r"energy, free_energy, forces, stress, dipole$"):
+        atoms.calc.get_property("magmoms", atoms)
+    atoms.calc = make(["energy_dft", "dipole_ccsdt"], "ccsdt")
+    with pytest.raises(PropertyNotImplementedError, match=r"`energy` is not among what .* at `ccsdt`: dipole$"):
+        atoms.get_potential_energy()
+    assert atoms.get_dipole_moment().any()
+    assert "energy_dft" in atoms.calc.results
+    with pytest.raises(ValueError, match="a gap needs energies, which this model has not at `ccsdt`"):
+        atoms.calc.gap("ccsdt", "dft")
+
+
+def test_a_crystal_has_charges_but_no_moments() -> None:
+    crystal = bulk("C", cubic=True)
+    crystal.rattle(0.05, seed=1)
+    crystal.calc = make(ALL)
+    assert crystal.get_charges().sum() == pytest.approx(0.0, abs=1e-10)
+    for name in ("dipole", "quadrupole", "polarizability"):
+        with pytest.raises(PropertyNotImplementedError, match=f"the {name} of a periodic structure depends on the"):
+            crystal.calc.get_property(name, crystal)
+        assert name not in crystal.calc.results
+    tensors = crystal.calc.born_effective_charges(crystal)
+    np.testing.assert_allclose(tensors.sum(axis=0), 0.0, atol=1e-10)
+    assert np.abs(tensors).max() > 1e-4
+
+
+def test_polar_tensors_are_slopes_of_the_dipole_of_the_head() -> None:
+    atoms = ethanol()
+    atoms.calc = make(["dipole_dft"])
+    found = atoms.calc.born_effective_charges(atoms)
+    step, moments = 1e-4, []
+    for sign in (1.0, -1.0):
+        other = atoms.copy()
+        other.positions[3, 1] += sign * step
+        other.calc = atoms.calc
+        moments.append(other.get_dipole_moment())
+    np.testing.assert_allclose(found[3, :, 1], (moments[0] - moments[1]) / (2 * step), atol=1e-7)
+
+
+def test_a_head_goes_before_the_long_range_part() -> None:
+    atoms = ethanol()
+    atoms.calc = make(["energy_dft", "dipole_dft"], long_range=True)
+    dipole, charges = atoms.get_dipole_moment(), atoms.get_charges()
+    assert atoms.calc.results["energy_long_range"] != 0.0
+    # the charges are the latent ones, the dipole has atomic dipoles beside them
+    assert np.abs(dipole - charges @ atoms.positions).max() > 1e-4

@@ -148,8 +148,21 @@ class _Layer(nn.Module):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         self.with_equivariants = with_equivariants
         if with_equivariants:
-            self.mix_equivariants = DegreewiseLinear(n_many, n, self.degree, 1)
-            self.equivariant_gates = nn.Linear(2 * n, self.degree * n)
+            self._add_equivariants()
+
+    def _add_equivariants(self) -> None:
+        n, n_many = self.update.out_features, self.value.in_features - self.update.out_features
+        self.mix_equivariants = DegreewiseLinear(n_many, n, self.degree, 1)
+        self.equivariant_gates = nn.Linear(2 * n, self.degree * n)
+
+    def set_equivariants(self, wanted: bool) -> None:
+        """Grow, with fresh weights, or drop what makes equivariant features."""
+        if wanted and not self.with_equivariants:
+            self._add_equivariants()
+            self.to(self.update.weight.device, self.update.weight.dtype)
+        elif self.with_equivariants and not wanted:
+            del self.mix_equivariants, self.equivariant_gates
+        self.with_equivariants = wanted
 
     def forward(
         self, scalars: Tensor, equivariants: Tensor | None, edges: _Edges, condition: Tensor | None
@@ -213,6 +226,19 @@ class GauntBackbone(nn.Module):
             scalars = scalars + update
             updates.append(update)
         return Features(torch.cat(updates, dim=1), equivariants)
+
+    def add_equivariants(self) -> None:
+        """Let the last layer give equivariant features too; what it has not yet gets fresh weights."""
+        self._last().set_equivariants(True)
+
+    def remove_equivariants(self) -> None:
+        """Undo :meth:`add_equivariants`."""
+        self._last().set_equivariants(False)
+
+    def _last(self) -> _Layer:
+        layer = self.layers[-1]
+        assert isinstance(layer, _Layer)
+        return layer
 
     def _edges(self, graph: AtomicGraph) -> _Edges:
         table = neighbour_table(graph, self.cutoff)

@@ -93,6 +93,10 @@ class GraphDataset(Dataset[AtomicGraph]):
         """Graphs of a batch."""
         return [self[item] for item in items]
 
+    def batch(self, items: Sequence[int], epoch: int) -> list[AtomicGraph]:
+        """Graphs of a batch, the same in every epoch."""
+        return self.__getitems__(items)
+
     def force_rms(self, fidelity: str) -> float:
         """Root mean square of the force components at a fidelity, eV/Å; the scale of a model.
 

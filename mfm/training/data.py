@@ -4,17 +4,17 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from mfm.data.dataset import GraphDataset
 from mfm.data.opening import open_dataset
 from mfm.data.references import ReferenceMethod, References, fit_references, references_beside, residual_energies
 from mfm.data.sampling import AtomBudgetBatchSampler
 from mfm.data.splits import Split, by_file, by_molecule, random_frames
 from mfm.data.store import Store
 from mfm.fidelity import merge_levels
-from mfm.graph import collate, neighbour_list
+from mfm.graph import AtomicGraph, collate, neighbour_list
 from mfm.heads import TaskConfig
 from mfm.heads.joins import evaluation_order
 from mfm.model import Domain
@@ -64,13 +64,21 @@ class RunData:
         return np.arange(len(self.train)) >= len(self.train) - self.n_replayed
 
 
+@runtime_checkable
+class Graphs(Protocol):
+    """Where batches come from."""
+
+    def batch(self, items: Sequence[int], epoch: int) -> list[AtomicGraph]:
+        """Graphs of some records, as they are in an epoch."""
+
+
 class StageBatches:
     """Endless batches of a stage, from the position of a clock on.
 
     Epochs follow each other without a pause, so that the training loop pays nothing at their ends.
     """
 
-    def __init__(self, dataset: GraphDataset, sampler: AtomBudgetBatchSampler, clock: Clock) -> None:
+    def __init__(self, dataset: Graphs, sampler: AtomBudgetBatchSampler, clock: Clock) -> None:
         self._dataset = dataset
         self._sampler = sampler
         self._clock = clock
@@ -81,7 +89,7 @@ class StageBatches:
         self._sampler.position = self._clock.batch
         while True:
             for chosen in self._sampler:
-                yield TrainingBatch(collate([self._dataset[i] for i in chosen]), len(self._sampler))
+                yield TrainingBatch(collate(self._dataset.batch(chosen, epoch)), len(self._sampler))
             epoch += 1
             self._sampler.set_epoch(epoch)
 

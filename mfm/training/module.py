@@ -14,7 +14,7 @@ from mfm.training.ema import WeightAverage
 from mfm.training.recipe import OptimizerConfig
 from mfm.training.schedule import Budget, Clock, learning_rate_factor
 
-__all__ = ["StageModule", "Targets", "TrainingBatch", "build_optimizer"]
+__all__ = ["Losses", "StageModule", "Targets", "TrainingBatch", "build_optimizer"]
 
 Losses = Callable[[Mapping[str, Tensor], AtomicGraph], tuple[Tensor, Mapping[str, LossTerm]]]
 """From a model's outputs and a batch to what is minimised, and the terms of it to report."""

@@ -102,10 +102,14 @@ class StageConfig(Config):
 
     name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """Name of the stage, of its run and of its checkpoint."""
-    objective: Literal["supervised"] = "supervised"
-    """What is minimised."""
+    objective: Literal["supervised", "denoising"] = "supervised"
+    """What is minimised: errors of labels, or, without any label, errors of the noise that positions were given."""
     tasks: Literal["all"] | list[str] = "all"
-    """Tasks that train; structures without a label of any of them are left out."""
+    """Tasks that train; structures without a label of any of them are left out. Denoising trains the representation."""
+    noise: float | None = pydantic.Field(None, gt=0)
+    """Denoising: standard deviation of every coordinate, Å; 0.04 if not given."""
+    structures: str | None = None
+    """Denoising: dataset of the structures; the training set if not given."""
     epochs: float | None = pydantic.Field(None, gt=0)
     """Length in passes over the stage's structures."""
     max_steps: int | None = pydantic.Field(None, gt=0)
@@ -130,6 +134,16 @@ class StageConfig(Config):
                 f"stage `{self.name}` needs exactly one of `epochs`, `max_steps` and `max_minutes`,"
                 f" got {', '.join(given) or 'none'}"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _goes_with_objective(self) -> "StageConfig":
+        if self.objective == "denoising" and self.tasks != "all":
+            raise ValueError(f"stage `{self.name}` denoises, which trains no task; leave `tasks` out")
+        if self.objective == "supervised":
+            for key in ("noise", "structures"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"stage `{self.name}`: `{key}` is for `objective: denoising`")
         return self
 
     @property

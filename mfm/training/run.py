@@ -21,7 +21,7 @@ from mfm.training.data import RunData, fit_domain, prepare_data
 from mfm.training.history import History
 from mfm.training.recipe import RunConfig
 from mfm.training.resume import TrainingState, isolated_random_state, load_state, random_state, save_state
-from mfm.training.stage import Stage, StageHooks, attach_low_rank, build_stage, fit_stage, set_trainable
+from mfm.training.stage import Stage, StageHooks, build_stage, fit_stage, prepare_model, set_trainable
 from mfm.training.transfer import adopt, drop_unusable, inherit_domain, start_from
 
 __all__ = ["RESOLVED_CONFIG", "STATE", "Supervision", "TrainResult", "train"]
@@ -180,7 +180,7 @@ def _restore(config: RunConfig, state: TrainingState) -> MFMModel:
     domain = Domain.from_dict(json.loads(state["domain"]))
     model = build_model(config.model, domain, config.seed, _DTYPES[config.dtype])
     if state["clock"] is not None:
-        attach_low_rank(model, config.stages[state["stage"]])
+        prepare_model(model, config.stages[state["stage"]])
     model.load_state_dict(state["model"])
     return model
 

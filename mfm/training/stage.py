@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mfm.data.dataset import GraphDataset
+from mfm.data.sampling import AtomBudgetBatchSampler
 from mfm.data.store import Store
 from mfm.evaluation.evaluate import batched, evaluable, labelled_rows, model_graphs, predict_labelled
 from mfm.evaluation.metrics import errors
@@ -21,16 +22,26 @@ from mfm.losses import LossTerm, combine, loss_terms
 from mfm.model import MFMModel
 from mfm.properties import parse_task
 from mfm.training.callbacks import Interruption, StageCallback
-from mfm.training.data import RunData, StageBatches, gap_scales, stage_derivatives, stage_sampler
+from mfm.training.data import Graphs, RunData, StageBatches, gap_scales, stage_derivatives, stage_sampler
+from mfm.training.denoising import (
+    DEFAULT_NOISE,
+    NOISE,
+    NoisePrediction,
+    NoisyDataset,
+    add_denoiser,
+    denoising_term,
+    remove_denoiser,
+    structures_to_denoise,
+)
 from mfm.training.ema import WeightAverage
 from mfm.training.lora import add_low_rank, merge_low_rank
-from mfm.training.module import StageModule, Targets, build_optimizer
+from mfm.training.module import Losses, StageModule, Targets, build_optimizer
 from mfm.training.recipe import OptimizerConfig, RunConfig, StageConfig
 from mfm.training.resume import TrainingState, restore_random_state
 from mfm.training.scales import label_gaps, label_scales
 from mfm.training.schedule import Clock
 
-__all__ = ["Stage", "StageHooks", "attach_low_rank", "build_stage", "fit_stage", "set_trainable", "validation_rows"]
+__all__ = ["Stage", "StageHooks", "build_stage", "fit_stage", "prepare_model", "set_trainable", "validation_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +59,7 @@ class Stage(NamedTuple):
     """A stage that is ready to train, and everything of it that a state holds."""
 
     config: StageConfig
+    model: MFMModel
     module: StageModule
     optimizer: torch.optim.Optimizer
     average: WeightAverage
@@ -85,19 +97,16 @@ def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, 
         Taken within this stage.
     """
     stage = config.stages[number]
-    tasks, store, replayed = _material(model, data, stage.name, config.stage_tasks(stage))
-    derivatives = stage_derivatives(store, model.config.tasks, tasks)
+    work = (
+        _denoise(model, data, config, number) if stage.objective == "denoising" else _learn(model, data, config, number)
+    )
     set_trainable(model, stage.trainable)
-    attach_low_rank(model, stage)
+    prepare_model(model, stage)
     optimizer = build_optimizer(model, config.optimizer, stage.lr or config.optimizer.lr)
     average = WeightAverage(model, config.optimizer.ema)
     clock = Clock(next(model.parameters()).device.type)
-    dataset = GraphDataset(store, model.cutoff, [*tasks, *derivatives], model.domain.references, model.dtype)
-    # another order in each stage
-    sampler = stage_sampler(store, tasks, config.batch, config.seed + 1000 * number, replayed)
-    losses = _losses(model, config.optimizer, store)
-    targets = Targets(tasks, derivatives, _residuals(model, tasks))
-    module = StageModule(model, targets, losses, optimizer, config.optimizer, stage.budget, average, clock)
+    asked = NoisePrediction(model) if stage.objective == "denoising" else model
+    module = StageModule(asked, work.targets, work.losses, optimizer, config.optimizer, stage.budget, average, clock)
     module.stage_name = stage.name
     if state is not None:
         # after the module has seen the peak learning rate, which the saved groups do not hold
@@ -109,24 +118,65 @@ def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, 
         clock.load_state_dict(state["clock"])
     logger.info(
         "stage %s: %d structures, %d batches per epoch, learns %s",
-        stage.name, len(store), len(sampler), ", ".join([*tasks, *derivatives]),
+        stage.name, work.n_structures, len(work.sampler), ", ".join([*work.targets.tasks, *work.targets.derivatives]),
     )  # fmt: skip
-    batches = StageBatches(dataset, sampler, clock)
-    return Stage(
-        stage,
-        module,
-        optimizer,
-        average,
-        clock,
-        batches,
-        _validator(model, data, tasks, average, config.valid_structures),
+    batches = StageBatches(work.dataset, work.sampler, clock)
+    validate = (
+        dict
+        if work.targets.tasks == [NOISE]
+        else _validator(model, data, list(work.targets.tasks), average, config.valid_structures)
     )
+    return Stage(stage, model, module, optimizer, average, clock, batches, validate)
 
 
-def attach_low_rank(model: MFMModel, stage: StageConfig) -> None:
-    """Let the backbone train through low-rank corrections, if the stage asks for it."""
+class _Work(NamedTuple):
+    """What a stage learns from what, and what it minimises."""
+
+    targets: Targets
+    dataset: Graphs
+    n_structures: int
+    sampler: AtomBudgetBatchSampler
+    losses: Losses
+
+
+def _learn(model: MFMModel, data: RunData, config: RunConfig, number: int) -> _Work:
+    """Errors of labels."""
+    stage = config.stages[number]
+    tasks, store, replayed = _material(model, data, stage.name, config.stage_tasks(stage))
+    derivatives = stage_derivatives(store, model.config.tasks, tasks)
+    dataset = GraphDataset(store, model.cutoff, [*tasks, *derivatives], model.domain.references, model.dtype)
+    # another order in each stage
+    sampler = stage_sampler(store, tasks, config.batch, config.seed + 1000 * number, replayed)
+    targets = Targets(tasks, derivatives, _residuals(model, tasks))
+    return _Work(targets, dataset, len(store), sampler, _losses(model, config.optimizer, store))
+
+
+def _denoise(model: MFMModel, data: RunData, config: RunConfig, number: int) -> _Work:
+    """Errors of noise."""
+    stage, seed = config.stages[number], config.seed + 1000 * number
+    store = structures_to_denoise(data, stage.structures)
+    dataset = NoisyDataset(store, model.cutoff, stage.noise or DEFAULT_NOISE, seed, model.dtype)
+    sampler = stage_sampler(store, [], config.batch.model_copy(update={"ratios": None}), seed)
+
+    def losses(outputs: Mapping[str, Tensor], graph: AtomicGraph) -> tuple[Tensor, Mapping[str, LossTerm]]:
+        terms = {NOISE: denoising_term(outputs[NOISE], graph)}
+        return combine(terms), terms
+
+    return _Work(Targets([NOISE], []), dataset, len(store), sampler, losses)
+
+
+def prepare_model(model: MFMModel, stage: StageConfig) -> None:
+    """Give the model what it has during a stage only: a head for noise, low-rank corrections."""
+    if stage.objective == "denoising":
+        add_denoiser(model)
     if stage.lora_rank is not None:
         add_low_rank(model.backbone, stage.lora_rank)
+
+
+def _restore_model(model: MFMModel) -> None:
+    """Undo :func:`prepare_model`; what low-rank corrections have learned stays."""
+    merge_low_rank(model.backbone)
+    remove_denoiser(model)
 
 
 def _material(
@@ -162,9 +212,7 @@ def _residuals(model: MFMModel, tasks: Sequence[str]) -> list[str]:
     return names if config.fidelities == "own" else names[:1]
 
 
-def _losses(
-    model: MFMModel, config: OptimizerConfig, store: Store
-) -> Callable[[Mapping[str, Tensor], AtomicGraph], tuple[Tensor, Mapping[str, LossTerm]]]:
+def _losses(model: MFMModel, config: OptimizerConfig, store: Store) -> Losses:
     tasks, scale = model.config.tasks, model.domain.scale
     gaps = {**gap_scales(store, tasks, model.domain.references), **label_gaps(store, tasks)}
     sizes = label_scales(store, tasks)
@@ -273,7 +321,7 @@ def fit_stage(
         log_every=config.log_every,
         stop_after=stop_after,
     )
-    device = next(stage.module.model.parameters()).device
+    device = next(stage.model.parameters()).device
     options: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
     if device.type == "cuda":
         options = {"accelerator": "gpu", "devices": [device.index or 0]}
@@ -300,5 +348,5 @@ def fit_stage(
         hooks.save(stage)
         return False
     stage.average.copy_to_model()
-    merge_low_rank(stage.module.model.backbone)  # type: ignore[arg-type]
+    _restore_model(stage.model)
     return True

@@ -1,0 +1,183 @@
+"""Denoising: a model learns, without any label, how structures are pulled back when their atoms are displaced.
+
+Gaussian noise is added to the positions, neighbours are found anew, and a vector head predicts the noise (Zaidi et al.,
+ICLR 2023, arXiv:2206.00133). For structures that are distributed as exp(−E/kT) the best prediction is −σ/kT times the
+force of the smoothed distribution (Vincent, Neural Comput. 23, 1661 (2011)): what is learned is a force field.
+
+The part of the noise that moves or turns the whole structure cannot be seen by an equivariant model. It is taken out of
+the target; left in, the loss could not fall below 2/N of the noise's variance for a molecule of N atoms.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mfm.backbones.base import Features
+from mfm.data.opening import open_dataset
+from mfm.data.store import Store
+from mfm.graph import AtomicGraph, Structure, build_graph
+from mfm.heads.base import AtomicTensor
+from mfm.losses import LossTerm
+from mfm.model import MFMModel
+from mfm.training.data import RunData
+
+__all__ = [
+    "DEFAULT_NOISE",
+    "NOISE",
+    "NoisePrediction",
+    "NoisyDataset",
+    "add_denoiser",
+    "denoising_term",
+    "remove_denoiser",
+    "structures_to_denoise",
+    "visible_part",
+]
+
+DEFAULT_NOISE = 0.04
+"""Å; about what thermal motion displaces atoms by (Zaidi et al.)."""
+NOISE = "noise"
+"""Field of a graph that holds the noise to predict."""
+
+
+def visible_part(noise: np.ndarray, positions: np.ndarray, periodic: bool = False) -> np.ndarray:
+    """Noise without what moves or, for a molecule, turns all atoms together.
+
+    Parameters
+    ----------
+    noise, positions : (n_atoms, 3)
+        The positions tell which displacements are a rotation: of all displacements those along ω × r.
+
+    Returns
+    -------
+    (n_atoms, 3)
+        The projection of the noise; 3 n_atoms − 6 directions of it are free (− 5 for a linear molecule, − 3 in a
+        crystal).
+    """
+    left = noise - noise.mean(axis=0)
+    if periodic or len(noise) < 2:
+        return left
+    centred = positions - positions.mean(axis=0)
+    # displacements of the atoms by a unit rotation about each axis, (3 n_atoms, 3)
+    turns = np.stack([np.cross(axis, centred).ravel() for axis in np.eye(3)], axis=1)
+    amplitudes, *_ = np.linalg.lstsq(turns, left.ravel(), rcond=1e-6)
+    return np.asarray(left - (turns @ amplitudes).reshape(left.shape))
+
+
+class NoisyDataset:
+    """Graphs of a store's structures with noise that is drawn anew in every epoch.
+
+    The noise of a structure depends on seed, epoch and its number only, so that a resumed run sees what it would have
+    seen.
+
+    Parameters
+    ----------
+    store : Store
+    cutoff : float, Å
+        Of the neighbour lists, which are those of the displaced atoms.
+    sigma : float, Å
+        Standard deviation of every coordinate.
+    seed : int
+    dtype : torch.dtype
+    """
+
+    def __init__(self, store: Store, cutoff: float, sigma: float, seed: int, dtype: torch.dtype) -> None:
+        self._store, self._cutoff, self._sigma, self._seed, self._dtype = store, cutoff, sigma, seed, dtype
+        self._structures: dict[int, Structure] = {}
+
+    def batch(self, items: Sequence[int], epoch: int) -> list[AtomicGraph]:
+        """Graphs of some structures with the noise of an epoch, which stands in the field :data:`NOISE`."""
+        return [self._graph(item, epoch) for item in items]
+
+    def _graph(self, item: int, epoch: int) -> AtomicGraph:
+        if item not in self._structures:
+            self._structures[item] = self._store[item].structure
+        structure = self._structures[item]
+        noise = np.random.default_rng((self._seed, epoch, item)).normal(size=(len(structure), 3))
+        moved = dataclasses.replace(structure, positions=structure.positions + self._sigma * noise)
+        graph = build_graph(moved, self._cutoff, dtype=self._dtype)
+        target = visible_part(noise, moved.positions, periodic=bool(structure.pbc.any()))
+        graph[NOISE] = torch.as_tensor(target, dtype=self._dtype)
+        return graph
+
+
+class Denoiser(nn.Module):
+    """Vector per atom from the backbone's features of degree 1, in units of the noise."""
+
+    def __init__(self, n_scalars: int, n_channels: int) -> None:
+        super().__init__()
+        self.tensor = AtomicTensor(1, n_scalars, n_channels)
+
+    def forward(self, features: Features) -> Tensor:
+        """(n_atoms, 3)."""
+        assert features.equivariants is not None
+        noise: Tensor = self.tensor(features.scalars, features.equivariants)
+        return noise
+
+
+class NoisePrediction(nn.Module):
+    """A model with a denoiser, asked for the noise whatever else it is asked for."""
+
+    def __init__(self, model: MFMModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, graph: AtomicGraph, *targets: object) -> dict[str, Tensor]:
+        """:data:`NOISE` → (n_atoms, 3)."""
+        denoiser = self.model.denoiser
+        assert isinstance(denoiser, Denoiser)
+        return {NOISE: denoiser(self.model.backbone(graph))}
+
+
+def add_denoiser(model: MFMModel) -> None:
+    """Give a model a head for noise, and its backbone the equivariant features that the head reads, if it lacks them.
+
+    A model that has one keeps it. Random numbers come from torch's global generator.
+    """
+    if "denoiser" not in model._modules:
+        model.backbone.add_equivariants()
+        denoiser = Denoiser(model.backbone.n_scalars, model.backbone.n_equivariants)
+        model.denoiser = denoiser.to(next(model.parameters()).device, model.dtype)
+
+
+def remove_denoiser(model: MFMModel) -> None:
+    """Take away what :func:`add_denoiser` gave."""
+    if "denoiser" in model._modules:
+        del model.denoiser
+        if model.electrons is None:
+            model.backbone.remove_equivariants()
+
+
+def denoising_term(predicted: Tensor, graph: AtomicGraph) -> LossTerm:
+    """Squared error of the noise, averaged over the atoms and components of each structure, summed over structures.
+
+    A model that has learned nothing has 1, the variance of the noise, less the share of the part that is taken out.
+    """
+    squares = (predicted - graph[NOISE]).square().mean(dim=1)
+    sizes = graph.atoms_per_structure().to(squares.dtype)
+    total = (squares / sizes[graph.batch]).sum()
+    return LossTerm(total, torch.full_like(total, graph.n_structures), 1.0)
+
+
+def structures_to_denoise(data: RunData, source: str | None) -> Store:
+    """Records whose structures a stage denoises: the training set's, or another dataset's.
+
+    Of another dataset, molecules that it or the run holds out are left out.
+
+    Raises
+    ------
+    ValueError
+        If nothing is left.
+    """
+    if source is None:
+        return data.train
+    store = open_dataset(source)
+    held_out = set(store.card.test_molecules) | set(data.train.card.test_molecules)
+    for part in (data.valid, data.test):
+        held_out |= set() if part is None else set(part.molecules.tolist())
+    kept = np.flatnonzero(~np.isin(store.molecules, sorted(held_out - {""})))
+    if not len(kept):
+        raise ValueError(f"every molecule of `{source}` is held out by the run; name other `structures` to denoise")
+    return store.subset(kept)

@@ -1,7 +1,7 @@
 """How far a denoising loss can fall: with the rigid-body part of the noise in the target, and without.
 
-Structures of one bent molecule of three atoms, displaced from a rest geometry by a known spread. What stays unknown of the
-noise then has a closed form. Writes `results/floor.json` and `results/floor.png`.
+Structures of one bent molecule of three atoms, displaced from a rest geometry by a known spread. What stays unknown of
+the noise then has a closed form. Writes `results/floor.json` and `results/floor.png`.
 """
 
 import argparse

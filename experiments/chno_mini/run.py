@@ -24,9 +24,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "cascade": {
         "energy_xtb": {},
         "energy_dft": {"anchor": "energy_xtb", "weight": 10.0},
-        "energy_ccsdt": {"anchor": "energy_dft"},
+        "energy_ccsdt": {"anchor": "energy_dft", "weight": 0.1},
     },
-    "anchor": {"energy_dft": {"weight": 10.0}, "energy_ccsdt": {"anchor": "energy_dft"}},
+    "anchor": {"energy_dft": {"weight": 10.0}, "energy_ccsdt": {"anchor": "energy_dft", "weight": 0.1}},
     "ccsdt-only": {"energy_ccsdt": {}},
 }
 SHARES = {"cascade": {"xtb": 0.4, "joint": 0.6}}

@@ -1,13 +1,16 @@
 """The experiment on the shipped labels runs: models train, are compared with CCSD(T) forces, and enter the table."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mfm.config import load_config, read_yaml
+from mfm.data import open_dataset
 from mfm.training.recipe import RunConfig
 from mfm.tuning.space import read_space
 
@@ -25,6 +28,22 @@ def test_space_is_valid() -> None:
     space = read_space(FOLDER / "space.yaml", read_yaml(FOLDER / "run.yaml"))
     assert {"optimizer.lr", "tasks.energy_dft.weight", "model.backbone.n_channels"} <= space.searched.keys()
     assert space.fixed["data.valid_fraction"] > 0
+
+
+def test_selection_leaves_the_test_molecules_out() -> None:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        run = importlib.import_module("run")
+    finally:
+        sys.path.remove(str(FOLDER))
+        sys.modules.pop("run", None)
+    whole = open_dataset("builtin:chno-mini")
+    store = run.selection("builtin:chno-mini", 0)
+    assert set(store.molecules) == set(whole.molecules) - set(whole.card.test_molecules)
+    held_out = store.subset(np.isin(store.molecules, store.card.test_molecules))
+    assert len(set(held_out.molecules)) == 20
+    assert held_out.coverage("energy_ccsdt").sum() >= 20
+    assert run.selection("builtin:chno-mini", 1).card.test_molecules != store.card.test_molecules
 
 
 @pytest.mark.parametrize(("model", "levels"), [("cascade", ["xtb", "dft", "ccsdt"]), ("ccsdt-only", ["ccsdt"])])

@@ -84,16 +84,12 @@ def selection(source: str, seed: int) -> Store:
     They are drawn from those that have CCSD(T) labels and at least two heavy atoms.
     """
     store = open_dataset(source)
-    usable = [record for record in store if record.molecule not in store.card.test_molecules]
-    names = sorted(
-        {
-            record.molecule
-            for record in usable
-            if "energy_ccsdt" in record.labels and (record.structure.atomic_numbers > 1).sum() > 1
-        }
-    )
+    usable = store.subset(~np.isin(store.molecules, store.card.test_molecules))
+    labelled = usable.subset(usable.coverage("energy_ccsdt"))
+    heavy = labelled.n_atoms - labelled.composition(labelled.elements)[:, labelled.elements.index(1)]
+    names = np.unique(labelled.molecules[heavy > 1])
     drawn = np.random.default_rng(seed).choice(names, size=min(DRAWN, len(names)), replace=False)
-    return Store.from_records(usable, store.card.model_copy(update={"test_molecules": tuple(sorted(drawn))}))
+    return usable.with_card(store.card.model_copy(update={"test_molecules": tuple(sorted(map(str, drawn)))}))
 
 
 def stages(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ _MOST_ATOMS = 256
 def default_objective(config: RunConfig) -> str:
     """Error per atom of the energy that builds on all others; without energies, the error of the last task."""
     known = _known(config)
-    return next((name for name in known if name.endswith("_per_atom")), known[0])
+    return next((name for name in known if name.endswith("_per_atom") and name != COST), known[0])
 
 
 def check_objectives(names: Sequence[str], config: RunConfig, data: RunData) -> None:

@@ -16,6 +16,8 @@ def test_the_default_is_the_error_of_the_level_that_builds_on_all_others(content
     tasks = {"energy_high": {"anchor": "energy_low"}, "energy_low": {}}
     assert default_objective(validate(RunConfig, content)) == "val/energy_high/mae_mev_per_atom"
     assert default_objective(validate(RunConfig, {**content, "tasks": tasks})) == "val/energy_high/mae_mev_per_atom"
+    dipoles = {"dipole_low": {}, "dipole_high": {"anchor": "dipole_low"}}
+    assert default_objective(validate(RunConfig, {**content, "tasks": dipoles})) == "val/dipole_high/mae_millidebye"
 
 
 def test_objectives_that_no_trial_would_have_are_refused(content, data):

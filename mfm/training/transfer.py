@@ -122,10 +122,9 @@ def inherit_domain(parent: MFMModel, tasks: Mapping[str, TaskConfig], store: Sto
     """
     old = parent.domain
     references: References = {}
-    for name in evaluation_order(tasks):
-        if parse_task(name).property == "energy":
-            fidelity = parse_task(name).fidelity
-            references[fidelity] = _references(parent, name, tasks[name], store, references, method)
+    energies = {name: tasks[name] for name in evaluation_order(tasks) if parse_task(name).property == "energy"}
+    for name, task in energies.items():
+        references[parse_task(name).fidelity] = _references(parent, name, task, store, references, method)
     fidelities = list(dict.fromkeys(parse_task(name).fidelity for name in tasks))
     stated = {fidelity: level for fidelity, level in store.card.levels.items() if fidelity in fidelities}
     levels = merge_levels(old.levels, stated, "the training data")
@@ -136,7 +135,7 @@ def inherit_domain(parent: MFMModel, tasks: Mapping[str, TaskConfig], store: Sto
         charges=tuple(sorted({*old.charges, *(charge for charge, _ in store.charge_states)})),
         multiplicities=tuple(sorted({*old.multiplicities, *(number for _, number in store.charge_states)})),
         atomic_numbers=tuple(sorted({*old.elements, *store.elements})),
-        scale=old.scale if parent.energies else fit_domain(store, tasks, parent.cutoff, method).scale,
+        scale=old.scale if parent.energies else fit_domain(store, energies, parent.cutoff, method).scale,
     )
 
 

@@ -176,3 +176,24 @@ def test_a_parent_with_energies_alone_lends_its_weights(morse_file: Path, polar_
     theirs = load_model(parent.checkpoint).backbone.embedding.weight
     torch.testing.assert_close(child.backbone.embedding.weight, theirs, rtol=0, atol=1e-6)
     assert TINY["equivariant_degree"] == child.config.backbone.equivariant_degree
+
+
+def test_a_parent_without_energies_lends_its_dipoles(polar_file: Path, tmp_path: Path) -> None:
+    """The new data know nothing of the parent's level; only energies have a scale to fit."""
+    stages = [{"name": "one", "max_steps": 1}]
+    parent = recipe(str(polar_file), str(tmp_path / "parent"), tasks={"dipole_low": {}}, stages=stages)
+    checkpoint = train(validate(RunConfig, parent)).checkpoint
+    records = [
+        Record(r.structure, {"dipole_mine": r.labels["dipole_low"], "energy_mine": np.array(-float(len(r.structure)))})
+        for r in polar_store()
+    ]
+    card = DatasetCard(name="mine", levels={"mine": LevelOfTheory(method="mine")})
+    Store.from_records(records, card).write(tmp_path / "mine.h5")
+    anchored = {"dipole_low": {}, "dipole_mine": {"anchor": "dipole_low"}}
+    for name, tasks in (("dipole", anchored), ("energy", {"energy_mine": {}})):
+        content = recipe(
+            str(tmp_path / "mine.h5"), str(tmp_path / name), tasks=tasks, stages=stages,
+            data={"train": str(tmp_path / "mine.h5"), "valid_fraction": 0, "test_fraction": 0},
+        )  # fmt: skip
+        model = load_model(train(validate(RunConfig, content), initial=checkpoint).checkpoint)
+        assert model.tasks == list({"dipole_low": {}, **tasks})

@@ -121,7 +121,8 @@ def prepare_data(config: DataConfig, tasks: Sequence[str], inherited: Collection
     valid = train.subset(parts["valid"]) if "valid" in parts and valid is None else valid
     test = train.subset(parts["test"]) if "test" in parts and test is None else test
     train = train.subset(parts["train"])
-    fidelities = {parse_task(task).fidelity for task in tasks}
+    # also levels whose tasks were left out since: a resumed run must find the records that the run began with
+    fidelities = {parse_task(task).fidelity for task in (*tasks, *inherited)}
     train = _labelled(train, fidelities)
     valid, test = (None if store is None else _labelled(store, fidelities) for store in (valid, test))
     if config.n_train is not None:

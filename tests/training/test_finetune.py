@@ -16,6 +16,7 @@ from mfm.evaluation.evaluate import evaluate
 from mfm.evaluation.predict import predict_structures
 from mfm.fidelity import LevelOfTheory
 from mfm.graph import Structure, build_graph, collate
+from mfm.training.data import prepare_data, stage_sampler
 from mfm.training.lora import add_low_rank, merge_low_rank
 from mfm.training.recipe import RunConfig
 from mfm.training.run import train
@@ -188,8 +189,6 @@ def test_replay_keeps_what_the_parent_knew(parent, mine, morse_file, tmp_path):
 
 
 def test_replay_draws_its_share_and_leaves_held_out_molecules_out(mine, morse_file, tmp_path):
-    from mfm.training.data import prepare_data, stage_sampler
-
     store = open_dataset(str(morse_file))
     held = tmp_path / "held.h5"
     Store.from_records(store, store.card.replace(test_molecules=("water",))).write(held)
@@ -201,6 +200,19 @@ def test_replay_draws_its_share_and_leaves_held_out_molecules_out(mine, morse_fi
     sampler = stage_sampler(data.train, ["energy_mine"], config.batch, 0, (data.replayed, data.replay_share))
     drawn = np.concatenate(sampler.plan())
     assert np.mean(data.replayed[drawn]) == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_level_that_was_left_out_changes_no_data(mine, morse_file, tmp_path):
+    """A run began with the parent's levels and is resumed without one: forces of it alone still count as labels."""
+    forces = [Record(r.structure, {"forces_low": r.labels["forces_low"]}, r.molecule) for r in open_dataset(morse_file)]
+    card = open_dataset(mine).card
+    levels = {**card.levels, "low": LevelOfTheory(method="Morse-low")}
+    path = tmp_path / "both.h5"
+    Store.from_records([*open_dataset(mine), *forces], card.replace(levels=levels)).write(path)
+    config = _config(path, tmp_path / "run", data={"train": str(path)}).data
+    began = prepare_data(config, ["energy_low", "energy_mine"], ["energy_low"])
+    assert prepare_data(config, ["energy_mine"], ["energy_low"]).train.digest == began.train.digest
+    assert prepare_data(config, ["energy_mine"]).train.digest != began.train.digest
 
 
 def test_mistakes_say_what_to_do(parent, mine, morse_file, tmp_path):

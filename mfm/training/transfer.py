@@ -73,30 +73,36 @@ def drop_unusable(config: RunConfig, parent: MFMModel, store: Store) -> RunConfi
     Raises
     ------
     ValueError
-        If a task of the recipe's stages builds on such a task, or is one without labels to learn the element from.
+        If a task of the recipe's stages builds on such a task, or is one without labels to learn the element from; or
+        what is left is no model.
     """
     wanted = {task for stage in config.stages for task in config.stage_tasks(stage)}
     tasks = config.model.tasks
-    kept = {}
+    lost: dict[str, tuple[str, str]] = {}  # task → the one of its chain that lacks elements, and which
     for name in evaluation_order(tasks):
         known: Collection[int] | None = parent.domain.references.get(parse_task(name).fidelity)
         if name in parent.tasks and name not in parent.energies:
             known = parent.elements
         unseen = [] if known is None else [chemical_symbols[z] for z in store.elements if z not in known]
-        if unseen and not store.coverage(name).any():
-            users = [task for task in wanted if task == name or tasks[task].base == name]
-            if users:
-                raise ValueError(
-                    f"task `{users[0]}` needs `{name}`, whose parent knows no {', '.join(unseen)} and whose labels the"
-                    " training data lack; join the task to another, or let it be independent"
-                )
-            logger.warning("%s of the parent is left out: it knows no %s", name, ", ".join(unseen))
-        elif tasks[name].base is None or tasks[name].base in kept:
-            kept[name] = tasks[name]
-    if len(kept) == len(tasks):
+        base = tasks[name].base
+        if base is not None and base in lost:
+            lost[name] = lost[base]
+        elif unseen and not store.coverage(name).any():
+            lost[name] = name, ", ".join(unseen)
+        else:
+            continue
+        origin, elements = lost[name]
+        if name in wanted:
+            raise ValueError(
+                f"task `{name}` needs `{origin}`, whose parent knows no {elements} and whose labels the training data"
+                " lack; join the task to another, or let it be independent"
+            )
+        logger.warning("%s of the parent is left out: it knows no %s", name, elements)
+    if not lost:
         return config
-    model = config.model.model_copy(update={"tasks": {name: task for name, task in tasks.items() if name in kept}})
-    return config.model_copy(update={"model": model})
+    kept = {name: task.model_dump() for name, task in tasks.items() if name not in lost}
+    # validated: what a run and its checkpoint could not be read back with must not be trained
+    return RunConfig.model_validate({**config.model_dump(), "model": {**config.model.model_dump(), "tasks": kept}})
 
 
 def inherit_domain(parent: MFMModel, tasks: Mapping[str, TaskConfig], store: Store, method: ReferenceMethod) -> Domain:

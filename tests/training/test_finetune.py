@@ -1,5 +1,6 @@
 """Going on from a checkpoint: new levels beside the old, low-rank corrections, replay of the parent's data."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from mfm.checkpoint import load_model
 from mfm.config import validate
-from mfm.data import Record, Store, open_dataset
+from mfm.data import DatasetCard, Record, Store, open_dataset
 from mfm.evaluation.evaluate import evaluate
 from mfm.evaluation.predict import predict_structures
 from mfm.fidelity import LevelOfTheory
@@ -20,6 +21,7 @@ from mfm.training.data import prepare_data, stage_sampler
 from mfm.training.lora import add_low_rank, merge_low_rank
 from mfm.training.recipe import RunConfig
 from mfm.training.run import train
+from mfm.training.transfer import adopt, drop_unusable
 from tests.morse import recipe
 from tests.tiny import tiny_model
 
@@ -186,6 +188,23 @@ def test_replay_keeps_what_the_parent_knew(parent, mine, morse_file, tmp_path):
         errors[name] = found.metrics["energy_high"]["rmse_mev"], found.metrics["forces_low"]["rmse_mev_per_angstrom"]
     assert errors["replayed"][0] < 0.8 * errors["plain"][0]
     assert errors["replayed"][1] < 0.8 * errors["plain"][1]
+
+
+def test_what_builds_on_a_task_that_is_left_out_goes_with_it(caplog):
+    """`ccsdt` knows fluorine, but is added to `dft`, which does not."""
+    parent = tiny_model()
+    known = {**parent.domain.references["ccsdt"], 9: -2713.0}
+    parent.domain = dataclasses.replace(parent.domain, references={**parent.domain.references, "ccsdt": known})
+    fluoride = Structure(np.array([9, 1]), np.array([[0.0, 0, 0], [0.9, 0, 0]]))
+    card = DatasetCard(name="mine", levels={"mine": LevelOfTheory(method="x")})
+    store = Store.from_records([Record(fluoride, {"energy_mine": np.array(-2727.0)}, "HF")], card)
+    alone = adopt(_config(Path("mine"), Path("run"), tasks={"energy_mine": {}}), parent)
+    assert list(drop_unusable(alone, parent, store).model.tasks) == ["energy_mine"]
+    assert "energy_dft of the parent is left out: it knows no F" in caplog.text
+    assert "energy_ccsdt of the parent is left out: it knows no F" in caplog.text
+    tasks = {"energy_ccsdt": {}, "energy_mine": {"anchor": "energy_ccsdt"}}
+    with pytest.raises(ValueError, match=r"task `energy_mine` needs `energy_dft`, whose parent knows no F"):
+        drop_unusable(adopt(_config(Path("mine"), Path("run"), tasks=tasks), parent), parent, store)
 
 
 def test_replay_draws_its_share_and_leaves_held_out_molecules_out(mine, morse_file, tmp_path):

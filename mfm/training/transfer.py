@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,21 +41,30 @@ def adopt(config: RunConfig, parent: MFMModel) -> RunConfig:
     Raises
     ------
     ValueError
-        If the recipe states another representation, or joins a task of the parent to something else.
+        If the recipe states another representation (a long-range energy may be added where the parent has no charges),
+        or joins a task of the parent to something else.
     """
-    stated = config.model.model_fields_set - {"tasks"}
-    if stated and config.model.backbone != parent.config.backbone:
-        raise ValueError(
-            "`model.backbone` must be the parent checkpoint's to start from its weights, got another; leave it out"
-        )
     tasks = dict(parent.config.tasks)
     for name, task in config.model.tasks.items():
         tasks[name] = task if name not in tasks else _same_join(name, tasks[name], task)
-    representation = config.model if stated else parent.config
-    model = {**representation.model_dump(), "tasks": {name: task.model_dump() for name, task in tasks.items()}}
+    stated = {name: task.model_dump() for name, task in tasks.items()}
+    model = {**_representation(config.model, parent), "tasks": stated}
     stages = [stage.model_copy(update={"tasks": config.stage_tasks(stage)}) for stage in config.stages]
     content = {**config.model_dump(), "model": model, "stages": [stage.model_dump() for stage in stages]}
     return RunConfig.model_validate(content)
+
+
+def _representation(mine: ModelConfig, parent: MFMModel) -> dict[str, Any]:
+    """Configuration of the parent, with what the recipe may add to it."""
+    found = parent.config.model_dump()
+    for name in sorted(mine.model_fields_set - {"tasks"}):
+        value, known = getattr(mine, name), getattr(parent.config, name)
+        if value != known and (name != "long_range" or known is not None or parent.charge_state is not None):
+            raise ValueError(
+                f"`model.{name}` must be the parent checkpoint's to start from its weights, got another; leave it out"
+            )
+        found[name] = mine.model_dump()[name]
+    return found
 
 
 def _same_join(name: str, theirs: TaskConfig, mine: TaskConfig) -> TaskConfig:

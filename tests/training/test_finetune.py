@@ -17,6 +17,9 @@ from mfm.evaluation.evaluate import evaluate
 from mfm.evaluation.predict import predict_structures
 from mfm.fidelity import LevelOfTheory
 from mfm.graph import Structure, build_graph, collate
+from mfm.heads import TaskConfig
+from mfm.longrange import LatentEwaldConfig
+from mfm.model import ModelConfig
 from mfm.training.data import prepare_data, stage_sampler
 from mfm.training.lora import add_low_rank, merge_low_rank
 from mfm.training.recipe import RunConfig
@@ -205,6 +208,27 @@ def test_what_builds_on_a_task_that_is_left_out_goes_with_it(caplog):
     tasks = {"energy_ccsdt": {}, "energy_mine": {"anchor": "energy_ccsdt"}}
     with pytest.raises(ValueError, match=r"task `energy_mine` needs `energy_dft`, whose parent knows no F"):
         drop_unusable(adopt(_config(Path("mine"), Path("run"), tasks=tasks), parent), parent, store)
+
+
+def test_a_representation_that_is_stated_loses_nothing_of_the_parent():
+    parent = tiny_model(long_range=LatentEwaldConfig())
+    tasks = {"energy_mine": {"anchor": "energy_dft"}, "energy_dft": {}}
+
+    def adopted(**model: Any) -> ModelConfig:
+        return adopt(_config(Path("mine"), Path("run"), tasks=tasks, model=model), parent).model
+
+    backbone = parent.config.backbone.model_dump()
+    assert adopted(backbone=backbone).long_range == adopted().long_range == LatentEwaldConfig()
+    assert adopted(backbone=backbone).readout_channels == 8
+    with pytest.raises(ValueError, match=r"`model\.readout_channels` must be the parent checkpoint's"):
+        adopted(readout_channels=16)
+    with pytest.raises(ValueError, match=r"`model\.long_range` must be the parent checkpoint's"):
+        adopted(long_range=None)
+    parent = tiny_model()
+    assert adopted(long_range={"name": "latent_ewald"}).long_range == LatentEwaldConfig()
+    parent = tiny_model(tasks={"energy_dft": TaskConfig(), "charges_dft": TaskConfig()})
+    with pytest.raises(ValueError, match=r"`model\.long_range` must be the parent checkpoint's"):
+        adopted(long_range={"name": "latent_ewald"})
 
 
 def test_replay_draws_its_share_and_leaves_held_out_molecules_out(mine, morse_file, tmp_path):

@@ -1,7 +1,8 @@
 """What can be asked of any checkpoint without labels, before it is promoted; no audit of its physics.
 
 The test structure is made from the elements of the model, so its energies need not be sensible: they must be finite,
-belong to the forces, and not change when the structure is moved or its atoms are renamed.
+belong to the forces, and not change when the structure is moved or its atoms are renamed. Nor may the sizes of charges
+and moments.
 """
 
 import logging
@@ -14,6 +15,7 @@ from ase.data import covalent_radii
 
 from mfm.checkpoint import load_model
 from mfm.graph import Structure
+from mfm.heads import HEADS
 from mfm.model import MFMModel
 from mfm.potential import Potential
 
@@ -28,7 +30,7 @@ _FORCE_TOLERANCE = 1e-4
 _SMALLEST_FORCE = 1e-2
 """eV/Å; where all forces are smaller, deviations are relative to this: differences of total energies have noise."""
 _ENERGY_TOLERANCE = 1e-6
-"""eV; what moving a structure may change in float64."""
+"""eV; what moving a structure may change in float64. Of charges and moments, in their unit or relative."""
 _MOST_ATOMS = 8
 
 
@@ -45,13 +47,13 @@ def checkpoint_problems(path: Path) -> list[str]:
 
 
 def consistency_problems(model: MFMModel) -> list[str]:
-    """Energies and forces of each fidelity that are not finite, not consistent, or change under a symmetry."""
+    """What is not finite, not consistent, or changes under a symmetry, at each fidelity."""
     structure = probe_structure(model)
     if structure is None:
         return ["no test structure with a charge and multiplicity of the training data can be made of its elements"]
     potential = Potential(model, torch.device("cpu"), torch.float64, skin=0.0)
-    problems = []
-    for fidelity in potential.fidelities:
+    problems = _electronic_problems(potential, structure)
+    for fidelity in (name for name in potential.fidelities if potential.has_energy(name)):
         found = potential.evaluate(structure, forces=[fidelity])
         energy, forces = found.energies[fidelity], found.forces[fidelity]
         if not np.isfinite(energy) or not np.isfinite(forces).all():
@@ -73,6 +75,35 @@ def consistency_problems(model: MFMModel) -> list[str]:
         structure.formula, ", ".join(potential.fidelities),
     )  # fmt: skip
     return problems
+
+
+def _electronic_problems(potential: Potential, structure: Structure) -> list[str]:
+    """Charges and moments that are not finite, or whose size changes under a symmetry."""
+    problems = []
+    for fidelity in potential.fidelities:
+        names = [name for name in potential.properties(fidelity) if name in HEADS]
+        if not names:
+            continue
+        found = potential.evaluate(structure, quantities=(names, fidelity)).quantities
+        moved = {
+            kind: potential.evaluate(other, quantities=(names, fidelity)).quantities
+            for kind, other in _moved(structure).items()
+        }
+        for name in names:
+            if not np.isfinite(found[name]).all():
+                problems.append(f"{fidelity}: {name} of {structure.formula} are not finite")
+                continue
+            size = _size(found[name])
+            for kind, quantities in moved.items():
+                change = abs(_size(quantities[name]) - size)
+                if not change <= _ENERGY_TOLERANCE * max(1.0, size):
+                    problems.append(f"{fidelity}: {kind} changes the size of {name} by {change:.1e}")
+    return problems
+
+
+def _size(values: np.ndarray) -> float:
+    """Root of the sum of squares, which neither turning nor another order of atoms changes."""
+    return float(np.linalg.norm(values.ravel()))
 
 
 def probe_structure(model: MFMModel) -> Structure | None:

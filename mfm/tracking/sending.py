@@ -53,7 +53,7 @@ class Sender:
         Raises
         ------
         StoreError
-            If the store fails; what was sent before is not sent again by the next call.
+            If the store fails, or refuses to open the run; what was sent before is not sent again by the next call.
         """
         if self._store is None:
             self._store = self._open()
@@ -63,6 +63,8 @@ class Sender:
             try:
                 self._apply(self._store, [record for record, _ in chosen])
             except RefusedError as error:
+                if chosen[0][0]["op"] == "open":
+                    raise  # nothing of a run arrives that is not there: it stays unsent until it can be opened
                 self._refused.append(str(error))
             self.position.sent = chosen[-1][1]
             self._note("; ".join(self._refused[:3]))

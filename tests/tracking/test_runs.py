@@ -151,6 +151,22 @@ def test_nothing_is_lost_when_the_store_fails_and_sync_completes_it(directory, t
     assert Position.read(folder).problem == ""
 
 
+def test_a_run_that_the_store_does_not_open_is_sent_once_it_does(directory, tmp_path):
+    """MLflow refuses runs of an experiment that was deleted, and takes them again when it is restored."""
+    client = _store(directory)._client
+    experiment = _store(directory).experiment("exp")
+    client.delete_experiment(experiment)
+    folder = tmp_path / "run"
+    run = tracking.start_run(folder, "exp", "run", {}, directory)
+    run.log_metrics({"train/loss": 1.0}, 1)
+    run.finish()
+    assert "must be in the 'active' state" in Position.read(folder).problem
+    with pytest.raises(ValueError, match="must be in the 'active' state"):
+        tracking.synchronise(folder, directory)
+    client.restore_experiment(experiment)
+    assert _store(directory).history(tracking.synchronise(folder, directory), "train/loss") == [(1, 1.0)]
+
+
 def test_a_store_that_was_replaced_gets_the_run_from_the_beginning(directory, empty_store, tmp_path):
     folder = tmp_path / "run"
     run = tracking.start_run(folder, "exp", "run", {}, directory)

@@ -1,7 +1,7 @@
 """Trains the models of a transfer study; every one that is there is not trained again."""
 
 import dataclasses
-import logging
+import json
 import multiprocessing
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -17,14 +17,16 @@ from mfm.evaluation.dynamics import survival_time
 from mfm.evaluation.evaluate import evaluate
 from mfm.model import MFMModel
 from mfm.properties import parse_task, task_name
+from mfm.tracking import flatten
 from mfm.training.data import prepare_data
-from mfm.training.experiment import begin, run_model
+from mfm.training.experiment import begin, run_model, write_json
 from mfm.training.recipe import DataConfig
 from mfm.transfer.plan import Cell, TransferConfig
 
 __all__ = ["Layout", "run_cell", "run_grid", "write_data"]
 
-logger = logging.getLogger(__name__)
+_MAY_GROW = {"labels", "strategies", "seeds", "target"}
+"""Settings of a study that say which models it has, or how they are reported, and not what they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Layout:
     def test(self) -> Path:
         """Test data of all."""
         return self.folder / "data" / "test.h5"
+
+    @property
+    def study(self) -> Path:
+        """What all models have in common."""
+        return self.folder / "study.json"
 
 
 def write_data(config: TransferConfig, layout: Layout) -> None:
@@ -96,9 +103,18 @@ def run_grid(config: TransferConfig, folder: Path, n_workers: int = 1) -> bool:
     ----------
     n_workers : int
         Models trained at once, a thread each.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds models of another study, or see :func:`write_data`.
     """
     layout = Layout(folder)
+    common = json.loads(config.model_dump_json(exclude=_MAY_GROW))
+    if layout.study.exists():
+        _check_same(flatten(json.loads(layout.study.read_text(encoding="utf-8"))), flatten(common), folder)
     write_data(config, layout)
+    write_json(layout.study, common)
     cells = config.cells()
     waves = [
         [cell for cell in cells if config.parent(cell) is None],
@@ -112,6 +128,16 @@ def run_grid(config: TransferConfig, folder: Path, n_workers: int = 1) -> bool:
                     return False
                 bar.update()
     return True
+
+
+def _check_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to put models into one report that differ in more than strategy, labels and seed."""
+    changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+    if changed:
+        raise ValueError(
+            f"`{folder}` holds models of a study with another {', '.join(f'`{key}`' for key in changed[:5])}; restore"
+            " it, or name another folder with `--output`"
+        )
 
 
 def _run(config: TransferConfig, layout: Layout, cells: list[Cell], n_workers: int) -> Iterator[bool]:

@@ -108,6 +108,15 @@ def test_what_is_there_is_not_trained_again(study):
     assert again["metrics"] == json.loads(before[gone])["metrics"]
 
 
+def test_models_of_another_study_are_not_taken_for_its_own(study):
+    config, folder = study
+    content = config.model_dump(mode="json")
+    changed = {**content, "rate": 5e-4, "run": {**content["run"], "batch": {"structures": 2}}}
+    with pytest.raises(ValueError, match=r"a study with another `rate`, `run\.batch\.structures`; restore"):
+        run_grid(validate(TransferConfig, changed), folder)
+    assert run_grid(validate(TransferConfig, {**content, "labels": [3], "seeds": 1, "target": 5.0}), folder)
+
+
 def test_the_report_names_errors_prices_and_costs(study):
     config, folder = study
     markdown, page, figure = write_report(config, folder)

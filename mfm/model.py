@@ -142,7 +142,7 @@ class MFMModel(nn.Module):
         if self.long_range is not None and f"energy_{fidelity}" in self.config.tasks:
             found += [kind for kind in QUANTITIES if kind not in found]
         elif self.electrons is not None and self.electrons.has_dipole(fidelity):
-            found.append("born_effective_charges")
+            found += [kind for kind in NEED_DIPOLES if kind not in found]
         return found
 
     @property
@@ -218,7 +218,7 @@ class MFMModel(nn.Module):
             if self._is_latent(kind, fidelity):
                 outputs[name] = quantity(kind, far[f"energy_{fidelity}"], graph)
             else:
-                outputs[name] = self._polar_tensors(graph, fidelity, shared)
+                outputs[name] = self._from_parts(kind, graph, fidelity, shared)
         wanted = {parse_task(name).fidelity for name in derivatives}
         for position, fidelity in enumerate(sorted(wanted)):
             forces, stress = forces_and_stress(
@@ -304,7 +304,7 @@ class MFMModel(nn.Module):
     def _is_latent(self, kind: str, fidelity: str) -> bool:
         """Whether the long-range part answers, not a head."""
         has_dipole = self.electrons is not None and self.electrons.has_dipole(fidelity)
-        return not (kind == "born_effective_charges" and has_dipole)
+        return not (kind in NEED_DIPOLES and has_dipole)
 
     def _shared(self, graph: AtomicGraph, with_charges: bool, with_dipoles: bool) -> "_Shared":
         """Features without a condition and the charge state made of them."""
@@ -326,7 +326,11 @@ class MFMModel(nn.Module):
                 outputs[name] = value.masked_fill(is_periodic.view(-1, *[1] * (value.dim() - 1)), float("nan"))
         return outputs
 
-    def _polar_tensors(self, graph: AtomicGraph, fidelity: str, shared: "_Shared") -> Tensor:
+    def _from_parts(self, kind: str, graph: AtomicGraph, fidelity: str, shared: "_Shared") -> Tensor:
+        """Dipole or polar tensors of a fidelity's charges and atomic dipoles."""
+        if kind == "dipole":
+            name = f"dipole_{fidelity}"
+            return self._electronic(graph, [name], shared)[name]
         assert self.electrons is not None
         assert shared.state is not None
         moments = self.electrons.polarisation(shared.pair(), graph, shared.state, fidelity)

@@ -44,6 +44,26 @@ def ethanol() -> ase.Atoms:
     return atoms
 
 
+@pytest.mark.parametrize("long_range", [False, True])
+def test_charges_and_atomic_dipoles_make_the_dipole(long_range: bool) -> None:
+    """With a long-range part, which has a dipole of its own charges alone, as well."""
+    atoms = ethanol()
+    atoms.calc = make(["energy_dft", "charges_dft", "atomic_dipoles_dft"], long_range=long_range)
+    relative = atoms.positions - atoms.numbers @ atoms.positions / atoms.numbers.sum()
+    atomic = atoms.calc.get_property("atomic_dipoles", atoms).sum(axis=0)
+    assert np.linalg.norm(atomic) > 1e-3
+    np.testing.assert_allclose(atoms.get_dipole_moment(), atoms.get_charges() @ relative + atomic, atol=1e-12)
+    tensors, step = atoms.calc.born_effective_charges(), 1e-4
+    moved = atoms.copy()
+    moved.calc = atoms.calc
+    dipoles = []
+    for sign in (1, -1):
+        moved.positions = atoms.positions
+        moved.positions[0, 0] += sign * step
+        dipoles.append(moved.get_dipole_moment())
+    np.testing.assert_allclose((dipoles[0] - dipoles[1]) / (2 * step), tensors[0, :, 0], atol=1e-6)
+
+
 def test_results_hold_every_head_of_the_fidelity() -> None:
     atoms = ethanol()
     atoms.calc = make(ALL)

@@ -23,16 +23,21 @@ from mfm.training.module import TrainingBatch
 from mfm.training.recipe import BatchConfig, DataConfig, ReplayConfig
 from mfm.training.schedule import Clock
 
-__all__ = ["RunData", "StageBatches", "fit_domain", "gap_scales", "prepare_data", "stage_derivatives", "stage_sampler"]
+__all__ = [
+    "RunData",
+    "StageBatches",
+    "disagreement",
+    "fit_domain",
+    "prepare_data",
+    "stage_derivatives",
+    "stage_sampler",
+]
 
 logger = logging.getLogger(__name__)
 
 _SAME_BONDING = 0.3
 """Difference of atomisation energies, eV per atom (rms), up to which two levels agree; DFT and CCSD(T) differ by less
 than 0.1, GFN2-xTB, whose isolated atoms are not meant to be compared, differs from both by more than 1."""
-
-_SMALLEST_GAP = 1e-3
-"""Gap, eV per atom, below which two levels count as equal: nothing is gained by resolving less."""
 
 _SAMPLED = 1000
 """Structures whose neighbours are counted; the average hardly moves beyond."""
@@ -236,26 +241,13 @@ def _references(store: Store, tasks: Mapping[str, TaskConfig], method: Reference
             references[fidelity] = references_beside(store, fidelity, base, references[base])
     if method == "auto":
         for fidelity, base in reversed(pairs):  # from the last level down: each base follows what builds on it
-            if (fidelity, base) in isolated and _disagreement(store, fidelity, base, references) > _SAME_BONDING:
+            if (fidelity, base) in isolated and disagreement(store, fidelity, base, references) > _SAME_BONDING:
                 references[base] = references_beside(store, base, fidelity, references[fidelity])
                 logger.info("references of %s are fitted beside those of %s, which builds on it", base, fidelity)
     return references
 
 
-def gap_scales(
-    store: Store, tasks: Mapping[str, TaskConfig], references: Mapping[str, Mapping[int, float]]
-) -> dict[str, float]:
-    """Anchored energy → root mean square gap to its base, eV per atom, where structures carry both energies."""
-    found = {}
-    for name, task in tasks.items():
-        if task.anchor is not None and parse_task(name).property == "energy":
-            fidelity, base = parse_task(name).fidelity, parse_task(task.anchor).fidelity
-            if (size := _disagreement(store, fidelity, base, references)) > 0:
-                found[name] = max(size, _SMALLEST_GAP)
-    return found
-
-
-def _disagreement(store: Store, fidelity: str, base: str, references: Mapping[str, Mapping[int, float]]) -> float:
+def disagreement(store: Store, fidelity: str, base: str, references: Mapping[str, Mapping[int, float]]) -> float:
     """Root mean square difference of two levels' energies above their references, eV per atom; 0 without pairs."""
     if not (store.coverage(f"energy_{fidelity}") & store.coverage(f"energy_{base}")).any():
         return 0.0

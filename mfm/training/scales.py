@@ -9,11 +9,26 @@ from mfm.data.targets import label_target
 from mfm.heads import TaskConfig
 from mfm.heads.joins import electronic
 from mfm.properties import PROPERTIES, parse_task
+from mfm.training.data import disagreement
 
-__all__ = ["label_gaps", "label_scales"]
+__all__ = ["gap_scales", "label_gaps", "label_scales"]
 
 _SMALLEST_GAP = 1e-3
-"""Gap, in units of the label's size, below which two levels count as equal: nothing is gained by resolving less."""
+"""Gap, eV per atom or in units of the label's size, below which two levels count as equal: nothing is gained by
+resolving less."""
+
+
+def gap_scales(
+    store: Store, tasks: Mapping[str, TaskConfig], references: Mapping[str, Mapping[int, float]]
+) -> dict[str, float]:
+    """Anchored energy → root mean square gap to its base, eV per atom, where structures carry both energies."""
+    found = {}
+    for name, task in tasks.items():
+        if task.anchor is not None and parse_task(name).property == "energy":
+            fidelity, base = parse_task(name).fidelity, parse_task(task.anchor).fidelity
+            if (size := disagreement(store, fidelity, base, references)) > 0:
+                found[name] = max(size, _SMALLEST_GAP)
+    return found
 
 
 def label_scales(store: Store, tasks: Mapping[str, TaskConfig]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from mfm.losses import LossTerm, combine, loss_terms
 from mfm.model import MFMModel
 from mfm.properties import parse_task
 from mfm.training.callbacks import Interruption, StageCallback
-from mfm.training.data import Graphs, RunData, StageBatches, gap_scales, stage_derivatives, stage_sampler
+from mfm.training.data import Graphs, RunData, StageBatches, stage_derivatives, stage_sampler
 from mfm.training.denoising import (
     DEFAULT_NOISE,
     NOISE,
@@ -38,7 +38,7 @@ from mfm.training.lora import add_low_rank, merge_low_rank
 from mfm.training.module import Losses, StageModule, Targets, build_optimizer
 from mfm.training.recipe import OptimizerConfig, RunConfig, StageConfig
 from mfm.training.resume import TrainingState, restore_random_state
-from mfm.training.scales import label_gaps, label_scales
+from mfm.training.scales import gap_scales, label_gaps, label_scales
 from mfm.training.schedule import Clock
 
 __all__ = ["Stage", "StageHooks", "build_stage", "fit_stage", "prepare_model", "set_trainable", "validation_rows"]

@@ -14,10 +14,11 @@ from mfm.data import open_dataset
 from mfm.data.references import residual_energies
 from mfm.heads import TaskConfig
 from mfm.training.callbacks import Interruption
-from mfm.training.data import fit_domain, gap_scales, prepare_data
+from mfm.training.data import fit_domain, prepare_data
 from mfm.training.recipe import DataConfig, RunConfig
 from mfm.training.resume import load_state, random_state
 from mfm.training.run import TrainResult, train
+from mfm.training.scales import gap_scales
 from mfm.training.stage import validation_rows
 from tests.morse import ATOMS, recipe
 

@@ -35,6 +35,11 @@ class Results:
     """All that was written."""
 
     @property
+    def n_ended(self) -> int:
+        """Number of trials that have ended, in whatever way: it grows whenever a search that was stopped goes on."""
+        return sum(record.state not in ("waiting", "running") for record in self.records)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Number of trials by state, and the smallest value of each objective."""
         states = ("complete", "pruned", "failed", "running", "waiting")

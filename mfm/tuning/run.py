@@ -107,7 +107,7 @@ def tune(recipe: Mapping[str, Any], space: Space, options: TuneOptions) -> TuneR
         # a worker may have put its trial back after all others had gone
         finished = finished and not any(record.state == "waiting" for record in results.records)
         status = "FINISHED" if finished else "KILLED"
-        tracker.log_metrics(results.metrics, step=len(results.records))
+        tracker.log_metrics(results.metrics, step=results.n_ended)
         tracker.log_artifacts(results.files)
     finally:
         tracker.finish(status)

@@ -15,6 +15,8 @@ import yaml
 from mfm import tracking
 from mfm.cli import main
 from mfm.config import load_config
+from mfm.tracking.journal import read_records
+from mfm.tracking.run import _SenderProcess
 from mfm.training.recipe import RunConfig
 from mfm.training.run import train
 from mfm.tuning.objectives import COST
@@ -35,6 +37,16 @@ def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"mfm.tuning.results.plot_{name}", lambda *args: args[-1].touch())
     monkeypatch.setattr("mfm.evaluation.evaluate.plot_parity", lambda *args, **kwargs: args[1].touch())
     monkeypatch.setattr("mfm.training.run.plot_learning_curves", lambda *args, **kwargs: args[1].touch())
+
+
+class NoSender(_SenderProcess):
+    """Sends nothing: the journal is what counts."""
+
+    def __init__(self, folder: Path, directory: str | Path) -> None: ...
+
+    def check(self) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 def _retrain(path: Path, folder: Path) -> float:
@@ -93,7 +105,7 @@ def test_several_objectives_leave_a_recipe_for_each_trial_of_the_front(content, 
 
 
 @pytest.mark.usefixtures("_no_figures")
-def test_a_stopped_trial_goes_on_where_it_was(content, space, options, tmp_path, caplog):
+def test_a_stopped_trial_goes_on_where_it_was(content, space, options, tmp_path, caplog, monkeypatch):
     content["stages"] = [{"name": "joint", "max_steps": 8}]
     whole = tune(content, space, options(n_trials=1)).results.records[0]
 
@@ -105,6 +117,8 @@ def test_a_stopped_trial_goes_on_where_it_was(content, space, options, tmp_path,
                 os.kill(os.getpid(), signal.SIGTERM)
 
     other = {"storage": str(tmp_path / "j"), "output": str(tmp_path / "other"), "n_trials": 1}
+    content["tracking"] = {"directory": str(tmp_path / "mlruns")}
+    monkeypatch.setattr("mfm.tracking.run._SenderProcess", NoSender)
     logger, handler = logging.getLogger("mfm.training.callbacks"), Stop()
     logger.addHandler(handler)
     try:
@@ -119,6 +133,9 @@ def test_a_stopped_trial_goes_on_where_it_was(content, space, options, tmp_path,
     assert resumed.results.records[0].values == whole.values
     steps = [json.loads(line) for line in (tmp_path / "other" / "trial-000" / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if f"{ERROR}" in line["metrics"]] == [4, 8]
+    told = [record["values"] for record, _ in read_records(tmp_path / "other", 0) if record["op"] == "metrics"]
+    assert [values["trials/complete"] for values in told] == [0, 1]
+    assert told[1][f"best/{ERROR}"] == whole.values[0]
 
 
 @pytest.mark.usefixtures("_no_figures")

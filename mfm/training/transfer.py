@@ -49,8 +49,11 @@ def adopt(config: RunConfig, parent: MFMModel) -> RunConfig:
         tasks[name] = task if name not in tasks else _same_join(name, tasks[name], task)
     stated = {name: task.model_dump() for name, task in tasks.items()}
     model = {**_representation(config.model, parent), "tasks": stated}
-    stages = [stage.model_copy(update={"tasks": config.stage_tasks(stage)}) for stage in config.stages]
-    content = {**config.model_dump(), "model": model, "stages": [stage.model_dump() for stage in stages]}
+    stages = [
+        {**stage.model_dump(), **({"tasks": config.stage_tasks(stage)} if stage.objective == "supervised" else {})}
+        for stage in config.stages
+    ]
+    content = {**config.model_dump(), "model": model, "stages": stages}
     return RunConfig.model_validate(content)
 
 
@@ -86,7 +89,8 @@ def drop_unusable(config: RunConfig, parent: MFMModel, store: Store) -> RunConfi
         If a task of the recipe's stages builds on such a task, or is one without labels to learn the element from; or
         what is left is no model.
     """
-    wanted = {task for stage in config.stages for task in config.stage_tasks(stage)}
+    supervised = [stage for stage in config.stages if stage.objective == "supervised"]
+    wanted = {task for stage in supervised for task in config.stage_tasks(stage)}
     tasks = config.model.tasks
     lost: dict[str, tuple[str, str]] = {}  # task → the one of its chain that lacks elements, and which
     for name in evaluation_order(tasks):

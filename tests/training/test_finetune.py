@@ -201,7 +201,9 @@ def test_what_builds_on_a_task_that_is_left_out_goes_with_it(caplog):
     fluoride = Structure(np.array([9, 1]), np.array([[0.0, 0, 0], [0.9, 0, 0]]))
     card = DatasetCard(name="mine", levels={"mine": LevelOfTheory(method="x")})
     store = Store.from_records([Record(fluoride, {"energy_mine": np.array(-2727.0)}, "HF")], card)
-    alone = adopt(_config(Path("mine"), Path("run"), tasks={"energy_mine": {}}), parent)
+    stages = [{"name": "noise", "objective": "denoising", "max_steps": 1}, {"name": "tune", "max_steps": 1}]
+    alone = adopt(_config(Path("mine"), Path("run"), tasks={"energy_mine": {}}, stages=stages), parent)
+    assert [stage.tasks for stage in alone.stages] == ["all", ["energy_mine"]]
     assert list(drop_unusable(alone, parent, store).model.tasks) == ["energy_mine"]
     assert "energy_dft of the parent is left out: it knows no F" in caplog.text
     assert "energy_ccsdt of the parent is left out: it knows no F" in caplog.text

@@ -15,9 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["TrainingState", "isolated_random_state", "load_state", "random_state", "restore_random_state", "save_state"]
+__all__ = [
+    "FORMAT",
+    "TrainingState",
+    "isolated_random_state",
+    "load_state",
+    "random_state",
+    "restore_random_state",
+    "save_state",
+]
 
-_FORMAT = 2
+FORMAT = 2
+"""Of the states that this version writes and reads."""
 
 
 class TrainingState(TypedDict):
@@ -118,9 +127,9 @@ def load_state(path: Path) -> TrainingState:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(f"cannot resume: `{path}` is not a readable training state ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"cannot resume: `{path}` must have format {_FORMAT}, got {found}")
+        raise ValueError(f"cannot resume: `{path}` must have format {FORMAT}, got {found}")
     missing = [key for key in TrainingState.__required_keys__ if key not in content]
     in_stage = [content.get(key) is not None for key in ("clock", "average", "optimizer")]
     if any(in_stage) and not all(in_stage):

@@ -20,7 +20,7 @@ from mfm.training.callbacks import Interruption
 from mfm.training.data import RunData, fit_domain, prepare_data
 from mfm.training.history import History
 from mfm.training.recipe import RunConfig
-from mfm.training.resume import TrainingState, isolated_random_state, load_state, random_state, save_state
+from mfm.training.resume import FORMAT, TrainingState, isolated_random_state, load_state, random_state, save_state
 from mfm.training.stage import Stage, StageHooks, build_stage, fit_stage, prepare_model, set_trainable
 from mfm.training.transfer import adopt, drop_unusable, inherit_domain, start_from
 
@@ -34,7 +34,6 @@ STATE = "state.pt"
 """File in a run's folder that it can be resumed from."""
 _HISTORY = "history.jsonl"
 _ENVIRONMENT = "environment.json"
-_FORMAT = 2
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -298,7 +297,7 @@ def _run_stage(run: _Run, number: int, state: TrainingState | None, stop_after: 
 def _save(run: _Run, number: int, stage: Stage | None) -> None:
     """Write the state: within a stage, or before the stage of that number."""
     state = TrainingState(
-        format=_FORMAT,
+        format=FORMAT,
         config=json.dumps(run.config.model_dump(mode="json")),
         data_digest=run.data.train.digest,
         stage=number,

@@ -123,7 +123,8 @@ class TransferConfig(Config):
         strategy = PARENT if cell.strategy == _PARENT else STRATEGIES[cell.strategy]
         low, high = task_name("energy", self.low), task_name("energy", self.high)
         data = {**self.run.get("data", {}), "train": train, "test": test, "valid_fraction": 0}
-        for key in ("valid", "split", "n_train", "seed"):
+        # the study's own files are divided already, and in mfm's format
+        for key in ("valid", "split", "n_train", "seed", "format", "fidelity", "keys", "units"):
             data.pop(key, None)
         content = {
             "validations": 1,

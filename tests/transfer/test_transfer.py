@@ -215,3 +215,11 @@ def test_all_strategies_make_valid_recipes(file):
     for cell in config.cells():
         recipe = config.recipe(cell, str(file), str(file), "folder")
         assert ("energy_high" in recipe.model.tasks) == (cell.n_labels > 0)
+
+
+def test_how_foreign_files_are_read_is_not_asked_of_the_studys_own(file):
+    run = _content(file)["run"]
+    foreign = {"format": "extxyz", "keys": {"energy": "E"}, "units": {"energy": "hartree"}, "split": "random_frames"}
+    config = _config(file, run={**run, "data": {**run["data"], **foreign}})
+    found = config.recipe(config.cells()[0], "train.h5", "test.h5", "folder").data
+    assert (found.train, found.test, found.format, found.keys, found.units) == ("train.h5", "test.h5", None, None, None)

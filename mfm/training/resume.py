@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["TrainingState", "isolated_random_state", "load_state", "random_state", "restore_random_state", "save_state"]
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 class TrainingState(TypedDict):
@@ -43,6 +43,8 @@ class TrainingState(TypedDict):
     """Checkpoint that the weights came from; empty if none."""
     inherited: list[str]
     """Tasks that it had."""
+    ranks: int
+    """Processes that train together; another number would go through the data in another order."""
 
 
 def random_state() -> dict[str, Any]:

@@ -4,6 +4,7 @@ Subcommands import what they need when they run, so that ``mfm --help`` is insta
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -74,6 +75,7 @@ def _prepare(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> int:
     _prepare(options)
     from mfm.config import load_config
+    from mfm.training.ranks import ALONE, launched_ranks
     from mfm.training.recipe import RunConfig
     from mfm.training.run import RESOLVED_CONFIG, train
 
@@ -90,7 +92,12 @@ def _train(options: argparse.Namespace) -> int:
         if options.output is not None:
             overrides.append(f"output={json.dumps(str(options.output))}")
         config = load_config(RunConfig, options.recipe, overrides)
-    result = train(config, initial=options.initial, resume=options.resume is not None)
+    with launched_ranks() if options.distributed else contextlib.nullcontext(ALONE) as ranks:
+        if not ranks.writes:
+            logging.getLogger("mfm").setLevel(logging.WARNING)
+        result = train(config, initial=options.initial, resume=options.resume is not None, ranks=ranks)
+    if not ranks.writes:
+        return 0 if result.finished else _INTERRUPTED
     if not result.finished:
         print(f"stopped; continue with: mfm train --resume {result.folder}")
         return _INTERRUPTED
@@ -234,6 +241,9 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--from", dest="initial", metavar="CKPT", help=f"start from the weights of a {_CHECKPOINT}")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run of this folder")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--distributed", action="store_true", help="train one model with the processes that torchrun or srun started"
+    )
     _add_machine(parser, device=False)
     parser.set_defaults(run=_train)
 

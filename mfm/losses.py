@@ -1,6 +1,6 @@
 """Training losses: squared errors of labels and of gaps between levels, each in its unit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -129,21 +129,19 @@ def loss_terms(
     return terms
 
 
-def combine(
-    terms: Mapping[str, LossTerm], reduce: Callable[[Tensor], Tensor] | None = None, n_ranks: int = 1
-) -> Tensor:
+def combine(terms: Mapping[str, LossTerm], reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Weighted sum of the terms' means.
 
     Parameters
     ----------
     reduce : callable, optional
-        Sums a tensor over ranks. With it, counts are global, so that several ranks give the gradient that one rank
-        would give for all their structures; gradients are then expected to be averaged over ranks.
-    n_ranks : int
-        Number of ranks.
+        Sums a tensor over ranks. With it, counts are global, so that the ranks' losses and gradients add up to those
+        that one rank would have for all their structures.
     """
-    losses = []
-    for term in terms.values():
-        count = term.count if reduce is None else reduce(term.count)
-        losses.append(term.weight * n_ranks * term.total / count.clamp(min=1.0))
+    counts: Sequence[Tensor] = [term.count for term in terms.values()]
+    if reduce is not None:
+        counts = reduce(torch.stack(list(counts))).unbind()
+    losses = [
+        term.weight * term.total / count.clamp(min=1.0) for term, count in zip(terms.values(), counts, strict=True)
+    ]
     return torch.stack(losses).sum()

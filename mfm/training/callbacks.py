@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mfm.evaluation.metrics import report_unit
 from mfm.properties import parse_task
 from mfm.training.module import StageModule
+from mfm.training.ranks import Ranks
 
 __all__ = ["Interruption", "StageCallback"]
 
@@ -41,6 +42,13 @@ class Interruption:
         self.requested = True
         if self._outer is not None:
             self._outer.requested = True
+
+    def agreed(self, ranks: Ranks) -> bool:
+        """Whether any of the ranks is to stop; then it is requested on this one too."""
+        stop = ranks.largest(float(self.requested)) > 0
+        if stop:
+            self.requested = True
+        return stop
 
     def install(self) -> None:
         """Catch the signals; Lightning installs its own when a fit starts, so this is called again then."""
@@ -122,7 +130,8 @@ class StageCallback(lightning.Callback):
         # a bar for people; a file or a pipe gets the lines of `_describe` only
         self._bar = tqdm(
             total=100.0, initial=round(100 * progress, 1), desc=pl_module.stage_name, leave=False, file=sys.stderr,
-            disable=None, bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining}{postfix}",
+            disable=None if pl_module.ranks.writes else True,
+            bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining}{postfix}",
         )  # fmt: skip
 
     def on_train_batch_end(
@@ -135,7 +144,7 @@ class StageCallback(lightning.Callback):
             self._log_training(pl_module, progress)
         if progress >= self._due or progress >= 1:
             self._run_validation(pl_module, progress)
-        stop = self._interruption.requested or step == self._stop_after
+        stop = self._interruption.agreed(pl_module.ranks) or step == self._stop_after
         if progress >= 1 or stop:
             trainer.should_stop = True
         elif time.monotonic() - self._saved > self._save_every:
@@ -170,7 +179,8 @@ class StageCallback(lightning.Callback):
             self._due += 1 / self._n_validations
         self._report(metrics, module.clock.step)
         self._bar.clear()
-        logger.info(_describe(module, min(progress, 1.0), {**self._latest, **metrics}))
+        if module.ranks.writes:
+            logger.info(_describe(module, min(progress, 1.0), {**self._latest, **metrics}))
         self._bar.refresh()
         # validation must not count as slow training
         self._window = (module.clock.step, time.perf_counter())

@@ -20,6 +20,7 @@ from mfm.heads.joins import evaluation_order
 from mfm.model import Domain
 from mfm.properties import parse_task
 from mfm.training.module import TrainingBatch
+from mfm.training.ranks import ALONE, Ranks
 from mfm.training.recipe import BatchConfig, DataConfig, ReplayConfig
 from mfm.training.schedule import Clock
 
@@ -292,7 +293,12 @@ def stage_derivatives(store: Store, tasks: Mapping[str, TaskConfig], chosen: Seq
 
 
 def stage_sampler(
-    store: Store, tasks: Sequence[str], config: BatchConfig, seed: int, replayed: tuple[np.ndarray, float] | None = None
+    store: Store,
+    tasks: Sequence[str],
+    config: BatchConfig,
+    seed: int,
+    replayed: tuple[np.ndarray, float] | None = None,
+    ranks: Ranks = ALONE,
 ) -> AtomBudgetBatchSampler:
     """Batches of a stage; with `ratios`, fidelities in a stated mixture.
 
@@ -300,19 +306,14 @@ def stage_sampler(
     ----------
     replayed : (mask, float), optional
         Which records are replayed, and their share of an epoch.
+    ranks : Ranks, optional
+        Processes that the batches are for.
     """
+    groups, ratios = None, config.ratios
     if replayed is not None:
         mask, share = replayed
-        return AtomBudgetBatchSampler(
-            store.n_atoms,
-            config.atoms,
-            max_structures=config.structures,
-            groups={"new": ~mask, "replayed": mask},
-            ratios={"new": 1.0 - share, "replayed": share},
-            seed=seed,
-        )
-    groups = None
-    if config.ratios is not None:
+        groups, ratios = {"new": ~mask, "replayed": mask}, {"new": 1.0 - share, "replayed": share}
+    elif ratios is not None:
         groups = {parse_task(task).fidelity: np.zeros(len(store), dtype=bool) for task in tasks}
         for task in tasks:
             groups[parse_task(task).fidelity] |= store.coverage(task)
@@ -321,6 +322,8 @@ def stage_sampler(
         config.atoms,
         max_structures=config.structures,
         groups=groups,
-        ratios=config.ratios,
+        ratios=ratios,
         seed=seed,
+        rank=ranks.rank,
+        world_size=ranks.size,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mfm.graph import AtomicGraph
 from mfm.losses import LossTerm
 from mfm.training.ema import WeightAverage
+from mfm.training.ranks import ALONE
 from mfm.training.recipe import OptimizerConfig
 from mfm.training.schedule import Budget, Clock, learning_rate_factor
 
@@ -89,6 +90,8 @@ class StageModule(lightning.LightningModule):
         self.automatic_optimization = False
         self.stage_name = ""
         """Name for progress reports."""
+        self.ranks = ALONE
+        """Processes that train together."""
         self.model = model
         self.clock = clock
         self.average = average
@@ -117,6 +120,7 @@ class StageModule(lightning.LightningModule):
         loss, terms = self._losses(self.model(batch.graph, *self._targets), batch.graph)
         self._optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
+        self.ranks.sum_gradients(self._trained)
         norm = self._clip()
         self._optimizer.step()
         self.clock.advance(batch.batches_in_epoch)
@@ -157,14 +161,20 @@ class StageModule(lightning.LightningModule):
     def training_metrics(self) -> dict[str, float]:
         """Means since the last call: ``train/loss``, ``train/{task}/loss``, gradient norm, learning rate.
 
+        Of all ranks' structures; the ranks call this at the same step.
+
         Raises
         ------
         ValueError
             If the loss is not finite any more.
         """
-        sums = {name: (float(total), float(count)) for name, (total, count) in self._sums.items()}
+        own = [(float(total), float(count)) for total, count in self._sums.values()]
+        everyones = self.ranks.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        sums = dict(zip(self._sums, everyones, strict=True))
         self._sums = {}
         means = {f"train/{name}": total / count for name, (total, count) in sums.items() if count}
+        if "train/loss" in means:
+            means["train/loss"] *= self.ranks.size  # each rank has a part of the loss of every step
         if not all(math.isfinite(value) for value in means.values()):
             raise ValueError(
                 f"the loss must stay finite, got {means.get('train/loss')} near step {self.clock.step} of stage"

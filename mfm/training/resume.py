@@ -25,7 +25,7 @@ __all__ = [
     "save_state",
 ]
 
-FORMAT = 2
+FORMAT = 3
 """Of the states that this version writes and reads."""
 
 
@@ -52,6 +52,8 @@ class TrainingState(TypedDict):
     """Checkpoint that the weights came from; empty if none."""
     inherited: list[str]
     """Tasks that it had."""
+    ranks: int
+    """Processes that train together; another number would go through the data in another order."""
 
 
 def random_state() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mfm.model import Domain, MFMModel, build_model
 from mfm.training.callbacks import Interruption
 from mfm.training.data import RunData, fit_domain, prepare_data
 from mfm.training.history import History
+from mfm.training.ranks import ALONE, Ranks
 from mfm.training.recipe import RunConfig
 from mfm.training.resume import FORMAT, TrainingState, isolated_random_state, load_state, random_state, save_state
 from mfm.training.stage import Stage, StageHooks, build_stage, fit_stage, prepare_model, set_trainable
@@ -79,6 +80,7 @@ class _Run:
     inherited: list[str]
     """Tasks that it had."""
     supervision: Supervision | None
+    ranks: Ranks
 
 
 def train(
@@ -88,6 +90,7 @@ def train(
     resume: bool = False,
     stop_after: tuple[str, int] | None = None,
     supervision: Supervision | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train every stage of a run, or the rest of it.
 
@@ -105,21 +108,28 @@ def train(
         Stop in that stage after so many steps, as an interruption would.
     supervision : Supervision, optional
         Of a search that the run is part of.
+    ranks : Ranks, optional
+        Processes that train the model together; each of them calls this function with the same arguments. Rank 0 alone
+        writes and evaluates, so others return no errors.
 
     Raises
     ------
     ValueError
-        If data, tasks and stages do not fit, the folder holds another run, there is nothing complete to resume, or
-        the loss stops being finite.
+        If data, tasks and stages do not fit, the folder holds another run, there is nothing complete to resume,
+        several ranks are given to a run of a search, or the loss stops being finite.
     """
+    if supervision is not None and ranks.size > 1:
+        raise ValueError(
+            "a run of a search trains in one process; let the search run several of them beside each other"
+        )
     with isolated_random_state(config.seed), Interruption().caught() as interruption:
-        run, state = _begin(config, initial, resume, interruption, supervision)
+        run, state = _begin(config, initial, resume, interruption, supervision, ranks)
         status = "FAILED"
         try:
             if state is None:
                 _save(run, 0, None)
             finished = _run_stages(run, state, stop_after)
-            evaluations = _conclude(run) if finished else {}
+            evaluations = _conclude(run) if finished and ranks.writes else {}
             status = "FINISHED" if finished else "KILLED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -135,6 +145,7 @@ def _begin(
     resume: bool,
     interruption: Interruption,
     supervision: Supervision | None,
+    ranks: Ranks,
 ) -> tuple[_Run, TrainingState | None]:
     folder = Path(config.folder)
     state = load_state(folder / STATE) if resume else None
@@ -151,18 +162,21 @@ def _begin(
     if parent is not None:
         config = drop_unusable(config, parent, data.new)
     if state is not None:
-        _check_same_run(state, config, data, folder)
+        _check_same_run(state, config, data, folder, ranks)
         model, origin = _restore(config, state), (state["parent"], state["inherited"])
     else:
         model, origin = _fresh_model(config, data, parent), ("" if initial is None else str(initial), inherited)
-    model.to(_device(config.device))
-    if state is None:
+    model.to(_device(config.device, ranks))
+    ranks.wait()  # every rank has looked for an earlier run before this one leaves a trace
+    if state is None and ranks.writes:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESOLVED_CONFIG).write_text(_to_yaml(config), encoding="utf-8")
         (folder / _HISTORY).unlink(missing_ok=True)
-    tracker = _open_tracker(config, data, model, origin[0], resume, supervision)
+    tracker: tracking.Run = tracking.NoRun()
+    if ranks.writes:
+        tracker = _open_tracker(config, data, model, origin[0], resume, supervision)
     history = History(folder / _HISTORY)
-    return _Run(config, folder, data, model, history, tracker, interruption, *origin, supervision), state
+    return _Run(config, folder, data, model, history, tracker, interruption, *origin, supervision, ranks), state
 
 
 def _fresh_model(config: RunConfig, data: RunData, parent: MFMModel | None) -> MFMModel:
@@ -184,7 +198,7 @@ def _restore(config: RunConfig, state: TrainingState) -> MFMModel:
     return model
 
 
-def _check_same_run(state: TrainingState, config: RunConfig, data: RunData, folder: Path) -> None:
+def _check_same_run(state: TrainingState, config: RunConfig, data: RunData, folder: Path, ranks: Ranks) -> None:
     then, now = tracking.flatten(json.loads(state["config"])), tracking.flatten(config.model_dump(mode="json"))
     changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
     if changed:
@@ -197,11 +211,21 @@ def _check_same_run(state: TrainingState, config: RunConfig, data: RunData, fold
             f"cannot resume `{folder}`: the training set must have digest {state['data_digest']}, got"
             f" {data.train.digest}; the data have changed"
         )
+    if state["ranks"] != ranks.size:
+        raise ValueError(
+            f"cannot resume `{folder}`: it must be continued by as many processes as before, {state['ranks']}, got"
+            f" {ranks.size}; launch it with that number"
+        )
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, ranks: Ranks) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.size > 1 and name.startswith("cuda:"):
+        raise ValueError(f"with several processes `device` must be auto, cpu or cuda, got `{name}`; each takes its own")
+    if ranks.size > 1 and name == "cuda":
+        # SLURM may show each process its own GPU only
+        return torch.device("cuda", ranks.local_rank % max(torch.cuda.device_count(), 1))
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -246,7 +270,7 @@ def _open_tracker(
 
 def _run_stages(run: _Run, state: TrainingState | None, stop_after: tuple[str, int] | None) -> bool:
     first = 0 if state is None else state["stage"]
-    if state is not None:
+    if state is not None and run.ranks.writes:
         step = 0 if state["clock"] is None else int(state["clock"]["step"])
         current = run.config.stages[first].name if first < len(run.config.stages) else ""
         run.history.forget_after([stage.name for stage in run.config.stages[:first]], current, step)
@@ -257,7 +281,7 @@ def _run_stages(run: _Run, state: TrainingState | None, stop_after: tuple[str, i
         if not _run_stage(run, number, within, stop_after):
             return False
         _save(run, number + 1, None)
-        if run.interruption.requested and number + 1 < len(run.config.stages):
+        if run.interruption.agreed(run.ranks) and number + 1 < len(run.config.stages):
             return False
     set_trainable(run.model, "all")
     return True
@@ -267,9 +291,11 @@ def _run_stage(run: _Run, number: int, state: TrainingState | None, stop_after: 
     config = run.config.stages[number]
     child = run.tracker.child(config.name, {"mfm.stage": config.name})
     child.log_params(tracking.flatten(config.model_dump(mode="json")))
-    stage = build_stage(run.model, run.data, run.config, number, state)
+    stage = build_stage(run.model, run.data, run.config, number, state, run.ranks)
 
     def report(metrics: Mapping[str, float], step: int) -> None:
+        if not run.ranks.writes:
+            return
         run.history.append(config.name, metrics, step)
         child.log_metrics(metrics, step)
         validated = any(name.startswith("val/") for name in metrics)
@@ -283,7 +309,7 @@ def _run_stage(run: _Run, number: int, state: TrainingState | None, stop_after: 
     try:
         finished = fit_stage(stage, run.config, run.interruption, hooks, state, steps)
         status = "FINISHED" if finished else "KILLED"
-        if finished:
+        if finished and run.ranks.writes:
             path = run.folder / f"stage-{config.name}.mfm"
             save_checkpoint(path, run.model, _provenance(run, config.name, stage.clock.state_dict()))
     except KeyboardInterrupt:
@@ -296,6 +322,8 @@ def _run_stage(run: _Run, number: int, state: TrainingState | None, stop_after: 
 
 def _save(run: _Run, number: int, stage: Stage | None) -> None:
     """Write the state: within a stage, or before the stage of that number."""
+    if not run.ranks.writes:
+        return
     state = TrainingState(
         format=FORMAT,
         config=json.dumps(run.config.model_dump(mode="json")),
@@ -309,6 +337,7 @@ def _save(run: _Run, number: int, stage: Stage | None) -> None:
         domain=json.dumps(run.model.domain.to_dict()),
         parent=run.parent,
         inherited=run.inherited,
+        ranks=run.ranks.size,
     )
     save_state(run.folder / STATE, state)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Literal
 
 __all__ = ["Budget", "Clock", "learning_rate_factor"]
@@ -34,9 +35,12 @@ class Clock:
     ----------
     device_type : str
         ``cpu``, ``cuda`` ...
+    agree : callable, optional
+        From this process's seconds to those of all that train together. With it, time goes on with the steps only, so
+        that everything that depends on it happens at the same step everywhere.
     """
 
-    def __init__(self, device_type: str = "cpu") -> None:
+    def __init__(self, device_type: str = "cpu", agree: Callable[[float], float] | None = None) -> None:
         self.step = 0
         self.epoch = 0
         self.batch = 0
@@ -45,9 +49,14 @@ class Clock:
         self._now = time.process_time if device_type == "cpu" else time.perf_counter
         self._before = 0.0
         self._started = self._now()
+        self._agree = agree
+        self._agreed = 0.0
 
     def seconds(self) -> float:
         """Time spent in the stage, over all its restarts, s."""
+        return self._measured() if self._agree is None else self._agreed
+
+    def _measured(self) -> float:
         return self._before + self._now() - self._started
 
     def advance(self, batches_in_epoch: int) -> None:
@@ -58,6 +67,8 @@ class Clock:
         if self.batch >= batches_in_epoch:
             self.epoch += 1
             self.batch = 0
+        if self._agree is not None:
+            self._agreed = self._agree(self._measured())
 
     def state_dict(self) -> dict[str, float]:
         """Everything that a restart needs."""
@@ -75,7 +86,7 @@ class Clock:
         self.epoch = int(state["epoch"])
         self.batch = int(state["batch"])
         self.batches_in_epoch = int(state["batches_in_epoch"])
-        self._before = float(state["seconds"])
+        self._before = self._agreed = float(state["seconds"])
         self._started = self._now()
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor
 
 from mfm.data.dataset import GraphDataset
@@ -36,6 +37,7 @@ from mfm.training.denoising import (
 from mfm.training.ema import WeightAverage
 from mfm.training.lora import add_low_rank, merge_low_rank
 from mfm.training.module import Losses, StageModule, Targets, build_optimizer
+from mfm.training.ranks import ALONE, Ranks
 from mfm.training.recipe import OptimizerConfig, RunConfig, StageConfig
 from mfm.training.resume import TrainingState, restore_random_state
 from mfm.training.scales import gap_scales, label_gaps, label_scales
@@ -86,7 +88,14 @@ def set_trainable(model: MFMModel, patterns: str | list[str]) -> None:
         parameter.requires_grad_(any(fnmatch.fnmatch(name, pattern) for pattern in wanted))
 
 
-def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, state: TrainingState | None) -> Stage:
+def build_stage(
+    model: MFMModel,
+    data: RunData,
+    config: RunConfig,
+    number: int,
+    state: TrainingState | None,
+    ranks: Ranks = ALONE,
+) -> Stage:
     """Make a stage, at its beginning or where a saved state left it.
 
     Parameters
@@ -95,19 +104,21 @@ def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, 
         Which of the configuration's stages.
     state : TrainingState, optional
         Taken within this stage.
+    ranks : Ranks, optional
+        Processes that train it together.
     """
     stage = config.stages[number]
-    work = (
-        _denoise(model, data, config, number) if stage.objective == "denoising" else _learn(model, data, config, number)
-    )
+    collect = _denoise if stage.objective == "denoising" else _learn
+    work = collect(model, data, config, number, ranks)
     set_trainable(model, stage.trainable)
     prepare_model(model, stage)
+    ranks.share_weights(model)
     optimizer = build_optimizer(model, config.optimizer, stage.lr or config.optimizer.lr)
     average = WeightAverage(model, config.optimizer.ema)
-    clock = Clock(next(model.parameters()).device.type)
+    clock = Clock(next(model.parameters()).device.type, agree=ranks.largest if ranks.size > 1 else None)
     asked = NoisePrediction(model) if stage.objective == "denoising" else model
     module = StageModule(asked, work.targets, work.losses, optimizer, config.optimizer, stage.budget, average, clock)
-    module.stage_name = stage.name
+    module.stage_name, module.ranks = stage.name, ranks
     if state is not None:
         # after the module has seen the peak learning rate, which the saved groups do not hold
         assert state["optimizer"] is not None
@@ -123,7 +134,7 @@ def build_stage(model: MFMModel, data: RunData, config: RunConfig, number: int, 
     batches = StageBatches(work.dataset, work.sampler, clock)
     validate = (
         dict
-        if work.targets.tasks == [NOISE]
+        if work.targets.tasks == [NOISE] or not ranks.writes
         else _validator(model, data, list(work.targets.tasks), average, config.valid_structures)
     )
     return Stage(stage, model, module, optimizer, average, clock, batches, validate)
@@ -139,28 +150,28 @@ class _Work(NamedTuple):
     losses: Losses
 
 
-def _learn(model: MFMModel, data: RunData, config: RunConfig, number: int) -> _Work:
+def _learn(model: MFMModel, data: RunData, config: RunConfig, number: int, ranks: Ranks) -> _Work:
     """Errors of labels."""
     stage = config.stages[number]
     tasks, store, replayed = _material(model, data, stage.name, config.stage_tasks(stage))
     derivatives = stage_derivatives(store, model.config.tasks, tasks)
     dataset = GraphDataset(store, model.cutoff, [*tasks, *derivatives], model.domain.references, model.dtype)
     # another order in each stage
-    sampler = stage_sampler(store, tasks, config.batch, config.seed + 1000 * number, replayed)
+    sampler = stage_sampler(store, tasks, config.batch, config.seed + 1000 * number, replayed, ranks)
     targets = Targets(tasks, derivatives, _residuals(model, tasks))
-    return _Work(targets, dataset, len(store), sampler, _losses(model, config.optimizer, store))
+    return _Work(targets, dataset, len(store), sampler, _losses(model, config.optimizer, store, ranks))
 
 
-def _denoise(model: MFMModel, data: RunData, config: RunConfig, number: int) -> _Work:
+def _denoise(model: MFMModel, data: RunData, config: RunConfig, number: int, ranks: Ranks) -> _Work:
     """Errors of noise."""
     stage, seed = config.stages[number], config.seed + 1000 * number
     store = structures_to_denoise(data, stage.structures)
     dataset = NoisyDataset(store, model.cutoff, stage.noise or DEFAULT_NOISE, seed, model.dtype)
-    sampler = stage_sampler(store, [], config.batch.model_copy(update={"ratios": None}), seed)
+    sampler = stage_sampler(store, [], config.batch.model_copy(update={"ratios": None}), seed, ranks=ranks)
 
     def losses(outputs: Mapping[str, Tensor], graph: AtomicGraph) -> tuple[Tensor, Mapping[str, LossTerm]]:
         terms = {NOISE: denoising_term(outputs[NOISE], graph)}
-        return combine(terms), terms
+        return combine(terms, ranks.reduction), terms
 
     return _Work(Targets([NOISE], []), dataset, len(store), sampler, losses)
 
@@ -212,7 +223,7 @@ def _residuals(model: MFMModel, tasks: Sequence[str]) -> list[str]:
     return names if config.fidelities == "own" else names[:1]
 
 
-def _losses(model: MFMModel, config: OptimizerConfig, store: Store) -> Losses:
+def _losses(model: MFMModel, config: OptimizerConfig, store: Store, ranks: Ranks) -> Losses:
     tasks, scale = model.config.tasks, model.domain.scale
     gaps = {**gap_scales(store, tasks, model.domain.references), **label_gaps(store, tasks)}
     sizes = label_scales(store, tasks)
@@ -222,11 +233,12 @@ def _losses(model: MFMModel, config: OptimizerConfig, store: Store) -> Losses:
         residuals = [value for name, value in outputs.items() if name.startswith("charge_residual_")]
         labelled = {name: value for name, value in outputs.items() if not name.startswith("charge_residual_")}
         terms = loss_terms(labelled, graph, tasks, scale, gaps, sizes)
-        total = combine(terms)
+        total = combine(terms, ranks.reduction)
         if conditioned:
-            total = total + config.condition_penalty * model.condition_penalty()
+            total = total + config.condition_penalty / ranks.size * model.condition_penalty()
         for residual in residuals:
-            total = total + config.charge_penalty * residual.square().mean().to(total.dtype)
+            weight = config.charge_penalty * ranks.share(len(residual))
+            total = total + weight * residual.square().mean().to(total.dtype)
         return total, terms
 
     return losses
@@ -337,10 +349,12 @@ def fit_stage(
             inference_mode=False,
             use_distributed_sampler=False,
             callbacks=[callback],
+            # under a launcher, Lightning would look for ranks of its own and take over SLURM's signals
+            plugins=[LightningEnvironment()],
         )
         if state is not None:
             restore_random_state(state["random"])
-        if stage.module.progress() < 1 and not interruption.requested:
+        if stage.module.progress() < 1 and not interruption.agreed(stage.module.ranks):
             stage.module.train()
             trainer.fit(stage.module, train_dataloaders=stage.batches)
     stage.module.to(device)

@@ -20,7 +20,7 @@ def _draw() -> tuple[float, float, float, float]:
 
 def _state(**changes) -> TrainingState:
     complete = {
-        "format": 2,
+        "format": 3,
         "config": "{}",
         "data_digest": "abc",
         "stage": 0,
@@ -32,6 +32,7 @@ def _state(**changes) -> TrainingState:
         "domain": "{}",
         "parent": "",
         "inherited": [],
+        "ranks": 1,
     }
     return TrainingState(**{**complete, **changes})
 
@@ -84,7 +85,7 @@ def test_unreadable_states_are_named(tmp_path):
     with pytest.raises(ValueError, match="not a readable training state"):
         load_state(path)
     save_state(path, _state(format=99))
-    with pytest.raises(ValueError, match="must have format 2, got 99"):
+    with pytest.raises(ValueError, match="must have format 3, got 99"):
         load_state(path)
 
 

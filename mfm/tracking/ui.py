@@ -65,7 +65,8 @@ def serve(command: Sequence[str], port: int) -> int:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    # Ctrl-C too: a shell starts what it puts in the background with that signal ignored
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     # a session of its own: the server starts processes that outlive it if only it is stopped
     process = subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True)
     try:
@@ -74,7 +75,8 @@ def serve(command: Sequence[str], port: int) -> int:
         return 0
     finally:
         _end_session(process)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:

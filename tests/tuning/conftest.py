@@ -1,26 +1,20 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from mfm.tuning.run import TuneOptions
 from mfm.tuning.space import Space, check_space
-from tests.morse import morse_store, recipe
+from tests.morse import recipe
+from tests.shared import _one_thread, morse_file
+
+__all__ = ["_one_thread", "morse_file"]
 
 SPACE = {
     "optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True},
     "batch.structures": {"low": 2, "high": 6},
     "tasks.energy_low.weight": [1, 10],
 }
-
-
-@pytest.fixture(scope="session")
-def morse_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """32 structures of 8 molecules at two levels."""
-    path = tmp_path_factory.mktemp("data") / "morse.h5"
-    morse_store().write(path)
-    return path
 
 
 @pytest.fixture
@@ -43,12 +37,3 @@ def options(tmp_path: Path) -> Callable[..., TuneOptions]:
         return TuneOptions(**{"n_trials": 3, **places, **changes})
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two threads on so little work only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

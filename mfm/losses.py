@@ -38,7 +38,7 @@ def _rows(values: Tensor) -> Tensor:
 
 
 def _labelled_errors(
-    name: str, outputs: Mapping[str, Tensor], graph: AtomicGraph, anchor: str | None, scales: tuple[float, float | None]
+    name: str, outputs: Mapping[str, Tensor], graph: AtomicGraph, base: str | None, scales: tuple[float, float | None]
 ) -> tuple[Tensor, Tensor]:
     """Errors (n_labelled, …) in their unit, and which rows they belong to.
 
@@ -50,10 +50,10 @@ def _labelled_errors(
     present = torch.isfinite(_rows(label)).all(dim=1).nonzero().squeeze(1)
     error = _rows(outputs[name][present] - label[present])
     unit = torch.full_like(error[:, :1], scale)
-    if gap_scale is not None and anchor is not None and anchor in outputs:
-        base_label = _rows(graph[anchor][present])
+    if gap_scale is not None and base is not None and base in outputs:
+        base_label = _rows(graph[base][present])
         is_paired = torch.isfinite(base_label).all(dim=1, keepdim=True)
-        base_error = _rows(outputs[anchor][present]) - base_label.nan_to_num()
+        base_error = _rows(outputs[base][present]) - base_label.nan_to_num()
         error = error - is_paired * base_error
         unit = unit.masked_fill(is_paired, gap_scale)
     if row.grows:
@@ -76,7 +76,7 @@ def loss_terms(
     Electronic properties are in units of their own size: there is no common unit that would tell how much an error of a
     charge matters beside one of a dipole.
 
-    An anchored level learns the gap to its base, E_f − E_base, from structures that carry both labels, in units of the
+    An anchored or conditioned level learns the gap to its base, E_f − E_base, from structures that carry both labels, in units of the
     gaps' own size. From the energies alone it would see a gap of 0.1 eV through errors of the base of the same size,
     in units made for forces of several eV/Å, and the gap's slope, its only source of forces, would stay unknown.
 
@@ -89,7 +89,7 @@ def loss_terms(
     tasks : mapping of task to TaskConfig
     scale : float
         Root mean square force component of the training set, eV/Å; unit of energies, forces and stress.
-    gap_scales : mapping of anchored task to float, optional
+    gap_scales : mapping of joined task to float, optional
         Root mean square gap in the training set, of energies eV per atom. A task that is not named, or whose base is
         not among the outputs, learns its labels only.
     label_scales : mapping of electronic task to float, optional
@@ -117,7 +117,7 @@ def loss_terms(
         else:
             size = scale if prop == "energy" else (label_scales or {}).get(name, 1.0)
             scales = size, (gap_scales or {}).get(name)
-            error, present = _labelled_errors(name, outputs, graph, tasks[name].anchor, scales)
+            error, present = _labelled_errors(name, outputs, graph, tasks[name].base, scales)
             weight = tasks[name].weight
         if PROPERTIES[prop].per == "atom":
             total, count = _structure_means(error.square(), graph, present)

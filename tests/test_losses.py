@@ -73,7 +73,8 @@ def test_two_ranks_give_the_gradient_of_one() -> None:
     torch.testing.assert_close(parts, whole)
 
 
-def test_an_anchored_level_learns_the_gap_where_both_levels_are_labelled() -> None:
+@pytest.mark.parametrize("join", ["anchor", "conditioned"])
+def test_a_joined_level_learns_the_gap_where_both_levels_are_labelled(join: str) -> None:
     names = ["energy_dft", "energy_ccsdt"]
     labels = [{"energy_dft": 1.0, "energy_ccsdt": 1.3}, {"energy_ccsdt": 2.0}, {"energy_dft": 3.0}]
     graphs = [
@@ -84,7 +85,7 @@ def test_an_anchored_level_learns_the_gap_where_both_levels_are_labelled() -> No
         "energy_dft": torch.tensor([5.0, 5.0, 5.0], dtype=torch.float64, requires_grad=True),
         "energy_ccsdt": torch.tensor([5.5, 7.0, 9.0], dtype=torch.float64, requires_grad=True),
     }
-    tasks = {"energy_dft": TaskConfig(), "energy_ccsdt": TaskConfig(anchor="energy_dft")}
+    tasks = {"energy_dft": TaskConfig(), "energy_ccsdt": TaskConfig.model_validate({join: "energy_dft"})}
     term = loss_terms(outputs, batch, tasks, SCALE, {"energy_ccsdt": 0.02})["energy_ccsdt"]
     # the base is 4 eV off, which the gap does not notice
     gap, energy = (0.5 - 0.3) / (3 * 0.02), (7.0 - 2.0) / (3 * SCALE)

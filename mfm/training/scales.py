@@ -21,11 +21,11 @@ resolving less."""
 def gap_scales(
     store: Store, tasks: Mapping[str, TaskConfig], references: Mapping[str, Mapping[int, float]]
 ) -> dict[str, float]:
-    """Anchored energy → root mean square gap to its base, eV per atom, where structures carry both energies."""
+    """Joined energy → root mean square gap to its base, eV per atom, where structures carry both energies."""
     found = {}
     for name, task in tasks.items():
-        if task.anchor is not None and parse_task(name).property == "energy":
-            fidelity, base = parse_task(name).fidelity, parse_task(task.anchor).fidelity
+        if task.base is not None and parse_task(name).property == "energy":
+            fidelity, base = parse_task(name).fidelity, parse_task(task.base).fidelity
             if (size := disagreement(store, fidelity, base, references)) > 0:
                 found[name] = max(size, _SMALLEST_GAP)
     return found

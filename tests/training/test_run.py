@@ -306,9 +306,10 @@ def test_a_validation_looks_at_a_share_of_each_fidelity(morse_file):
     assert validation_rows(store.subset([1]), ["energy_high"], 4).tolist() == []
 
 
-def test_sizes_of_gaps(morse_file):
+@pytest.mark.parametrize("join", ["anchor", "conditioned"])
+def test_sizes_of_gaps(morse_file, join):
     store = open_dataset(morse_file)
-    tasks = {"energy_low": TaskConfig(), "energy_high": TaskConfig(anchor="energy_low")}
+    tasks = {"energy_low": TaskConfig(), "energy_high": TaskConfig.model_validate({join: "energy_low"})}
     residuals = [residual_energies(store, f"energy_{level}", ATOMS[level]) for level in ("high", "low")]
     per_atom = (residuals[0] - residuals[1]) / store.n_atoms
     assert gap_scales(store, tasks, ATOMS) == {"energy_high": pytest.approx(np.sqrt(np.nanmean(per_atom**2)))}

@@ -14,6 +14,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_FLAGS ?=
+# one test process per core; a file's tests stay together, since they share what is slow to make
+PYTEST_FLAGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: help install quickstart test test-slow check format docs clean
@@ -43,7 +45,7 @@ test: $(STAMP)
 	@"$(BIN)/python" -m pytest $(PYTEST_FLAGS)
 
 test-slow: $(STAMP)
-	@"$(BIN)/python" -m pytest -m slow $(PYTEST_FLAGS)
+	@"$(BIN)/python" -m pytest -m slow
 
 check: $(STAMP)
 	@"$(BIN)/ruff" format --check .

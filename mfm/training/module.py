@@ -113,11 +113,22 @@ class StageModule(lightning.LightningModule):
         return self._budget.progress(self.clock)
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> None:
-        """Take one step. No value is read back from the device here."""
+        """Take one step. No value is read back from the device here.
+
+        Raises
+        ------
+        ValueError
+            If nothing that trains has a part in the loss.
+        """
         factor = learning_rate_factor(self.progress(), self.clock.step, self._config.warmup_steps)
         for group, peak in zip(self._optimizer.param_groups, self._peak, strict=True):
             group["lr"] = peak * factor
         loss, terms = self._losses(self.model(batch.graph, *self._targets), batch.graph)
+        if not loss.requires_grad:
+            raise ValueError(
+                f"stage `{self.stage_name}` trains no parameter that {', '.join(f'`{name}`' for name in terms)} depend on;"
+                " widen its `trainable` or name other `tasks`"
+            )
         self._optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
         self.ranks.sum_gradients(self._trained)

@@ -140,6 +140,12 @@ def test_a_resumed_run_keeps_what_it_took_from_the_parent(parent, mine, tmp_path
     assert [name for name in weights if not torch.equal(weights[name], again[name])] == []
 
 
+def test_a_stage_whose_loss_nothing_trainable_enters_is_refused(parent, mine, tmp_path):
+    stages = [{"name": "tune", "tasks": ["energy_mine"], "max_steps": 3, "trainable": ["heads.energy_high.*"]}]
+    with pytest.raises(ValueError, match=r"stage `tune` trains no parameter that `energy_mine`.*widen its `trainable`"):
+        train(_config(mine, tmp_path / "run", stages=stages), initial=parent)
+
+
 def test_low_rank_corrections_merge_without_a_trace():
     model = tiny_model()
     graph = collate([build_graph(Structure(np.array([8, 1, 1]), np.eye(3)), model.cutoff, dtype=torch.float64)])

@@ -21,7 +21,7 @@ from mfm.evaluation.evaluate import batched
 from mfm.fidelity import merge_levels
 from mfm.graph import build_graph
 from mfm.heads import TaskConfig
-from mfm.heads.joins import evaluation_order
+from mfm.heads.joins import CHARGES, evaluation_order
 from mfm.model import Domain, MFMModel, ModelConfig, build_model
 from mfm.properties import parse_task
 from mfm.training.data import fit_domain
@@ -201,9 +201,10 @@ def start_from(parent: MFMModel, config: ModelConfig, domain: Domain, seed: int,
     Raises
     ------
     ValueError
-        If the representation of the two differs.
+        If the representation of the two differs, or charges of the parent that others build on are left out.
     """
     model = build_model(config, domain, seed, dtype)
+    _check_charges(parent, model)
     mine, theirs = model.state_dict(), parent.state_dict()
     usable = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}
     # a last layer whose equivariants no head of the parent needed does not have them
@@ -216,3 +217,15 @@ def start_from(parent: MFMModel, config: ModelConfig, domain: Domain, seed: int,
     logger.info("weights taken from the parent; fresh: %s", ", ".join(fresh) or "none")
     model.load_state_dict(usable, strict=False)
     return model
+
+
+def _check_charges(parent: MFMModel, model: MFMModel) -> None:
+    """Refuse to make the charge state itself of what the parent learned as an offset to it."""
+    if parent.electrons is None or model.electrons is None:
+        return
+    for fidelity in parent.electrons.offsets:
+        if (fidelity, CHARGES) in model.electrons.bases and fidelity not in model.electrons.offsets:
+            raise ValueError(
+                f"charges of `{fidelity}` are an offset to those of another level of the parent, and that level is left"
+                " out; add training data with its labels, or give the new charges another fidelity name"
+            )

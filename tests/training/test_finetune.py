@@ -24,7 +24,7 @@ from mfm.training.data import prepare_data, stage_sampler
 from mfm.training.lora import add_low_rank, merge_low_rank
 from mfm.training.recipe import RunConfig
 from mfm.training.run import train
-from mfm.training.transfer import adopt, drop_unusable
+from mfm.training.transfer import adopt, drop_unusable, start_from
 from tests.morse import recipe
 from tests.tiny import tiny_model
 
@@ -144,6 +144,18 @@ def test_a_stage_whose_loss_nothing_trainable_enters_is_refused(parent, mine, tm
     stages = [{"name": "tune", "tasks": ["energy_mine"], "max_steps": 3, "trainable": ["heads.energy_high.*"]}]
     with pytest.raises(ValueError, match=r"stage `tune` trains no parameter that `energy_mine`.*widen its `trainable`"):
         train(_config(mine, tmp_path / "run", stages=stages), initial=parent)
+
+
+def test_charges_that_others_build_on_cannot_be_left_out():
+    tasks = {"energy_dft": TaskConfig(), "charges_dft": TaskConfig(), "charges_ccsdt": TaskConfig()}
+    theirs = tiny_model(tasks)
+    for left, fits in (("charges_ccsdt", True), ("charges_dft", False)):
+        config = theirs.config.model_copy(update={"tasks": {k: v for k, v in tasks.items() if k != left}})
+        if fits:
+            start_from(theirs, config, theirs.domain, 0, torch.float64)
+        else:
+            with pytest.raises(ValueError, match="charges of `ccsdt` are an offset.*another fidelity name"):
+                start_from(theirs, config, theirs.domain, 0, torch.float64)
 
 
 def test_low_rank_corrections_merge_without_a_trace():

@@ -1,4 +1,4 @@
-"""Command line: ``mfm label | train | tune | transfer | eval | predict | data | ui | compare | sync | register``.
+"""Command line: ``mfm label | train | tune | distill | transfer | eval | predict | data | ui | compare | ...``.
 
 Subcommands import what they need when they run, so that ``mfm --help`` is instant.
 """
@@ -177,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_train(commands)
     _add_tune(commands)
+    _add_distill(commands)
     _add_eval(commands)
     _add_predict(commands)
     _add_tracking(commands)
@@ -196,6 +197,12 @@ def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     from mfm.tuning.commands import register
 
     register(commands, _prepare)
+
+
+def _add_distill(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from mfm.training.commands import register
+
+    register(commands, _prepare, _add_machine)
 
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -1,13 +1,58 @@
-"""Forces and stress: derivatives of the summed energy, here and nowhere else."""
+"""Forces, stress, Hessian-vector products: derivatives of the summed energy, here and nowhere else."""
 
 import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mfm.graph import AtomicGraph
+from mfm.properties import parse_task, task_name
 
-__all__ = ["differentiable", "forces_and_stress"]
+__all__ = ["DERIVATIVES", "derivatives_of", "differentiable", "forces_and_stress", "hessian_product"]
+
+DERIVATIVES = ("forces", "stress", "hessian_product")
+"""Properties that are derivatives of an energy."""
+
+
+def derivatives_of(
+    energies: Mapping[str, Tensor], graph: AtomicGraph, strain: Tensor | None, names: Sequence[str], training: bool
+) -> dict[str, Tensor]:
+    """Derivatives by name, such as ``forces_dft``.
+
+    Parameters
+    ----------
+    energies : mapping of task to (n_structures,), eV
+        Of one forward pass.
+    graph, strain
+        As :func:`differentiable` returned them. A Hessian is multiplied with the graph's field ``probe_{fidelity}``;
+        where that is NaN, so that there is nothing to compare the product with, with zero.
+    names : sequence of str
+        Tasks whose property is one of :data:`DERIVATIVES`.
+    training : bool
+        Whether the result will be differentiated again.
+
+    Raises
+    ------
+    ValueError
+        If a Hessian-vector product is asked for of a graph without probe.
+    """
+    outputs: dict[str, Tensor] = {}
+    fidelities = sorted({parse_task(name).fidelity for name in names})
+    for position, fidelity in enumerate(fidelities):
+        wanted = [name for name in names if parse_task(name).fidelity == fidelity]
+        product = f"hessian_product_{fidelity}"
+        again = training or product in wanted
+        follows = position < len(fidelities) - 1
+        forces, stress = forces_and_stress(energies[f"energy_{fidelity}"], graph, strain, again, follows)
+        found = {f"forces_{fidelity}": forces, f"stress_{fidelity}": stress}
+        if product in wanted:
+            probe = graph.get(task_name("probe", fidelity))
+            if probe is None:
+                raise ValueError(f"`{product}` needs a field `probe_{fidelity}` of the graph, which is not there")
+            found[product] = hessian_product(forces, graph, probe.nan_to_num(), training)
+        outputs |= {name: value for name, value in found.items() if name in wanted and value is not None}
+    return outputs
 
 
 def differentiable(graph: AtomicGraph, with_strain: bool) -> tuple[AtomicGraph, Tensor | None]:
@@ -77,3 +122,29 @@ def forces_and_stress(
     stress = virial / volume[:, None, None]
     # NaN is put in after the division: dividing by it would send it into the gradient of a batch's other structures
     return -gradient, stress.masked_fill(~has_volume[:, None, None], float("nan"))
+
+
+def hessian_product(forces: Tensor, graph: AtomicGraph, probe: Tensor, create_graph: bool) -> Tensor:
+    """Hessian of the energy times a displacement of all atoms, by one more backward pass.
+
+    H v = ∂(v · ∂E/∂r)/∂r: what differentiates a number costs as much as the number, whatever the number of atoms
+    (Pearlmutter, Neural Comput. 6, 147 (1994)).
+
+    Parameters
+    ----------
+    forces : (n_atoms, 3), eV/Å
+        With a graph of their own, from :func:`forces_and_stress`.
+    graph : AtomicGraph
+        As :func:`differentiable` returned it.
+    probe : (n_atoms, 3), Å
+    create_graph : bool
+        Whether the result will be differentiated again.
+
+    Returns
+    -------
+    (n_atoms, 3), eV/Å
+    """
+    strained = graph.get("unstrained_positions")
+    positions = graph.positions if strained is None else strained
+    (slope,) = torch.autograd.grad((forces * probe).sum(), positions, create_graph=create_graph, retain_graph=True)
+    return -slope

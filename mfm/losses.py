@@ -92,8 +92,8 @@ def loss_terms(
     gap_scales : mapping of joined task to float, optional
         Root mean square gap in the training set, of energies eV per atom. A task that is not named, or whose base is
         not among the outputs, learns its labels only.
-    label_scales : mapping of electronic task to float, optional
-        Root mean square label in the training set; 1 if not named.
+    label_scales : mapping of task to float, optional
+        Root mean square label in the training set, of electronic tasks and Hessian-vector products; 1 if not named.
 
     Returns
     -------
@@ -111,9 +111,11 @@ def loss_terms(
             error = (value[present] - label[present]).flatten(1)
             error = error * (volumes / (graph.atoms_per_structure()[present] * scale))[:, None]
             weight = tasks[f"energy_{fidelity}"].stress_weight
-        elif prop == "forces":
-            error, present = _labelled_errors(name, outputs, graph, None, (scale, None))
-            weight = tasks[f"energy_{fidelity}"].forces_weight
+        elif prop in ("forces", "hessian_product"):
+            size = scale if prop == "forces" else (label_scales or {}).get(name, 1.0)
+            error, present = _labelled_errors(name, outputs, graph, None, (size, None))
+            energy = tasks[f"energy_{fidelity}"]
+            weight = energy.forces_weight if prop == "forces" else energy.hessian_weight
         else:
             size = scale if prop == "energy" else (label_scales or {}).get(name, 1.0)
             scales = size, (gap_scales or {}).get(name)

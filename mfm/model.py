@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mfm.backbones import BackboneConfig, Features, GauntConfig
 from mfm.config import Config
-from mfm.derivatives import differentiable, forces_and_stress
+from mfm.derivatives import DERIVATIVES, derivatives_of, differentiable
 from mfm.domain import Domain
 from mfm.graph import AtomicGraph
 from mfm.heads import HEADS, TaskConfig
@@ -177,7 +177,8 @@ class MFMModel(nn.Module):
         tasks : sequence of str, optional
             Those wanted, by default all.
         derivatives : sequence of str
-            Tasks such as ``forces_dft`` and ``stress_dft``. In training mode they can be differentiated again.
+            Tasks such as ``forces_dft``, ``stress_dft`` and ``hessian_product_dft``; the last needs the field
+            ``probe_dft`` (n_atoms, 3), Å. In training mode they can be differentiated again.
         quantities : sequence of str
             What :meth:`properties` lists, such as ``charges_dft``: the task of that name if there is one, else what the
             long-range part knows; see :func:`mfm.longrange.response.quantity`.
@@ -185,8 +186,9 @@ class MFMModel(nn.Module):
         Returns
         -------
         dict
-            Task → energies (n_structures,) eV, forces (n_atoms, 3) eV/Å, stress (n_structures, 3, 3) eV/Å³, properties
-            as :data:`mfm.properties.PROPERTIES` has them, NaN for structures that cannot have them; and the quantities.
+            Task → energies (n_structures,) eV, forces (n_atoms, 3) eV/Å, stress (n_structures, 3, 3) eV/Å³, products
+            of Hessians (n_atoms, 3) eV/Å, properties as :data:`mfm.properties.PROPERTIES` has them, NaN for structures
+            that cannot have them; and the quantities.
 
         Raises
         ------
@@ -219,15 +221,7 @@ class MFMModel(nn.Module):
                 outputs[name] = quantity(kind, far[f"energy_{fidelity}"], graph)
             else:
                 outputs[name] = self._from_parts(kind, graph, fidelity, shared)
-        wanted = {parse_task(name).fidelity for name in derivatives}
-        for position, fidelity in enumerate(sorted(wanted)):
-            forces, stress = forces_and_stress(
-                energies[f"energy_{fidelity}"], graph, strain, self.training, position < len(wanted) - 1
-            )
-            for name, value in ((f"forces_{fidelity}", forces), (f"stress_{fidelity}", stress)):
-                if name in derivatives and value is not None:
-                    outputs[name] = value
-        return outputs
+        return outputs | derivatives_of(energies, graph, strain, derivatives, self.training)
 
     def predict(
         self,
@@ -273,8 +267,8 @@ class MFMModel(nn.Module):
         needed = list(tasks)
         for name in derivatives:
             prop, fidelity = parse_task(name)
-            if prop not in ("forces", "stress"):
-                raise ValueError(f"`derivatives` may hold forces and stress of a fidelity, got `{name}`")
+            if prop not in DERIVATIVES:
+                raise ValueError(f"`derivatives` may hold {', '.join(DERIVATIVES)} of a fidelity, got `{name}`")
             needed.append(f"energy_{fidelity}")
         unknown = [name for name in needed if name not in self.config.tasks]
         if unknown:

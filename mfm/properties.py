@@ -48,6 +48,8 @@ PROPERTIES: dict[str, Property] = {
         Property("energy", "structure", (), "eV", 1, True, "potential energy"),
         Property("forces", "atom", (3,), "eV/Å", -1, False, "minus the gradient of the energy"),
         Property("stress", "structure", (3, 3), "eV/Å^3", 1, False, "strain derivative of the energy over the volume"),
+        Property("probe", "atom", (3,), "Å", -1, False, "displacement that the Hessian is multiplied with"),
+        Property("hessian_product", "atom", (3,), "eV/Å", -1, False, "Hessian of the energy times the probe"),
         Property("charges", "atom", (), "e", 1, False, "atomic partial charges"),
         Property("atomic_dipoles", "atom", (3,), "e*Å", -1, False, "dipole moments of the atoms about their nuclei"),
         Property(

@@ -10,7 +10,7 @@ from mfm.data.references import residual_energies
 from mfm.data.store import Store
 from mfm.data.targets import label_target
 from mfm.graph import AtomicGraph, build_graph
-from mfm.properties import PROPERTIES, parse_task
+from mfm.properties import PROPERTIES, parse_task, task_name
 
 __all__ = ["GraphDataset"]
 
@@ -28,7 +28,7 @@ class GraphDataset(Dataset[AtomicGraph]):
     cutoff : float, Å
         Of the neighbour list.
     tasks : sequence of str
-        Labels that every graph shall carry, NaN where the record has none.
+        Labels that every graph shall carry, NaN where the record has none; probes come with Hessian-vector products.
     references : mapping of fidelity to atomic number to eV
         What :func:`~mfm.data.references.fit_references` returned on the training part.
     dtype : torch.dtype
@@ -53,7 +53,9 @@ class GraphDataset(Dataset[AtomicGraph]):
         cache: bool = True,
     ) -> None:
         self.store = store
-        self.tasks = list(tasks)
+        # a Hessian-vector product is computed with the probe of its label
+        products = [parse_task(task).fidelity for task in tasks if parse_task(task).property == "hessian_product"]
+        self.tasks = [*tasks, *(task_name("probe", fidelity) for fidelity in products)]
         self._cutoff = cutoff
         self._dtype = dtype
         self._cache: dict[int, AtomicGraph] | None = {} if cache else None

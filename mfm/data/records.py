@@ -41,8 +41,8 @@ class Record:
     Raises
     ------
     ValueError
-        If a label's name is not a task, its shape does not fit its property and the number of atoms, or it
-        holds a number that is not finite.
+        If a label's name is not a task, its shape does not fit its property and the number of atoms, it holds a
+        number that is not finite, or a Hessian-vector product lacks its probe.
     """
 
     structure: Structure
@@ -62,6 +62,11 @@ class Record:
             _check_shape(task, value, n_atoms)
         for task, value in labels.items():
             _check_finite(task, value, labels)
+            prop, fidelity = parse_task(task)
+            if prop == "hessian_product" and f"probe_{fidelity}" not in labels:
+                raise ValueError(
+                    f"label `{task}` needs `probe_{fidelity}` beside it: what the Hessian is multiplied with"
+                )
         object.__setattr__(self, "labels", labels)
         if not self.molecule:
             charge = self.structure.charge

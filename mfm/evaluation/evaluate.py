@@ -13,6 +13,7 @@ import torch
 
 from mfm.data.dataset import GraphDataset
 from mfm.data.store import Store
+from mfm.derivatives import DERIVATIVES
 from mfm.evaluation.metrics import Prediction, errors, errors_by_element, errors_by_group, report_unit
 from mfm.evaluation.plots import plot_parity, thinned
 from mfm.graph import AtomicGraph, collate
@@ -32,8 +33,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_DERIVATIVES = {"forces": "energy", "stress": "energy"}
-"""Property that is a derivative, and of what."""
 _MOST_ATOMS = 2048
 _MOST_POINTS = 5000
 """Points per task that are kept for comparisons with other models: 40 kB."""
@@ -178,7 +177,7 @@ def evaluable(model: MFMModel, store: Store, tasks: Sequence[str] | None = None)
         name, fidelity = parse_task(task)
         if task in model.tasks:
             direct.append(task)
-        elif name in _DERIVATIVES and f"{_DERIVATIVES[name]}_{fidelity}" in model.tasks:
+        elif name in DERIVATIVES and f"energy_{fidelity}" in model.tasks:
             derivatives.append(task)
     if not direct and not derivatives:
         raise ValueError(
@@ -234,8 +233,7 @@ def predict_labelled(
 
 
 def _energy_of(task: str) -> str:
-    name, fidelity = parse_task(task)
-    return f"{_DERIVATIVES[name]}_{fidelity}"
+    return f"energy_{parse_task(task).fidelity}"
 
 
 def _compare(task: str, output: torch.Tensor, batch: AtomicGraph, first: int) -> Prediction:

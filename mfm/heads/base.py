@@ -31,6 +31,9 @@ class TaskConfig(Config):
     """Energies only: weight of the squared force error where the fidelity has forces."""
     stress_weight: float = 1.0
     """Energies only: weight of the squared stress error (times volume per atom) where the fidelity has stresses."""
+    hessian_weight: float = 1.0
+    """Energies only: weight of the squared error of Hessian-vector products, in units of their size, where the
+    fidelity has them (:mod:`mfm.training.distillation`)."""
 
     @property
     def base(self) -> str | None:

@@ -51,7 +51,7 @@ def _check_head(name: str, task: TaskConfig, degree: int) -> None:
         )
     if task.conditioned:
         raise ValueError(f"task `{name}`: `conditioned` is for energies; use `anchor`")
-    for field in ("forces_weight", "stress_weight"):
+    for field in ("forces_weight", "stress_weight", "hessian_weight"):
         if getattr(task, field) != TaskConfig.model_fields[field].default:
             raise ValueError(f"task `{name}`: `{field}` is for energies; use `weight`")
     needed = max((part.degree for part in HEADS[prop].parts.values()), default=0)

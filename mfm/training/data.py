@@ -281,13 +281,17 @@ def _average_neighbours(store: Store, cutoff: float) -> float:
 
 
 def stage_derivatives(store: Store, tasks: Mapping[str, TaskConfig], chosen: Sequence[str]) -> list[str]:
-    """Forces and stresses that a stage learns: those with labels and a weight."""
+    """Derivatives of energies that a stage learns: those with labels and a weight."""
     wanted = []
     for task in chosen:
         prop, fidelity = parse_task(task)
         if prop != "energy":
             continue
-        weights = {f"forces_{fidelity}": tasks[task].forces_weight, f"stress_{fidelity}": tasks[task].stress_weight}
+        weights = {
+            f"forces_{fidelity}": tasks[task].forces_weight,
+            f"stress_{fidelity}": tasks[task].stress_weight,
+            f"hessian_product_{fidelity}": tasks[task].hessian_weight,
+        }
         wanted += [name for name, weight in weights.items() if weight > 0 and store.coverage(name).any()]
     return wanted
 

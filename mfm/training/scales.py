@@ -8,7 +8,7 @@ from mfm.data.store import Store
 from mfm.data.targets import label_target
 from mfm.heads import TaskConfig
 from mfm.heads.joins import electronic
-from mfm.properties import PROPERTIES, parse_task
+from mfm.properties import PROPERTIES, parse_task, task_name
 from mfm.training.data import disagreement
 
 __all__ = ["gap_scales", "label_gaps", "label_scales"]
@@ -32,12 +32,14 @@ def gap_scales(
 
 
 def label_scales(store: Store, tasks: Mapping[str, TaskConfig]) -> dict[str, float]:
-    """Electronic task → root mean square component of its labels, in the property's unit; 1 if all are zero.
+    """Task → root mean square component of its labels, in the property's unit; 1 if all are zero.
 
-    Per atom if the property grows with the number of atoms, as errors of it count then.
+    Of electronic tasks and of the Hessian-vector products of energies. Per atom if the property grows with the number
+    of atoms, as errors of it count then.
     """
     found = {}
-    for name in electronic(tasks):
+    products = [task_name("hessian_product", parse_task(name).fidelity) for name in tasks if name.startswith("energy_")]
+    for name in (*electronic(tasks), *products):
         if store.coverage(name).any():
             found[name] = _rms(_targets(store, name)) or 1.0
     return found

@@ -98,6 +98,50 @@ def test_forces_are_minus_the_gradient(model: MFMModel, molecule: Structure) -> 
             assert outputs[force][atom, axis] == pytest.approx(-slope, abs=1e-6)
 
 
+PRODUCTS = ["hessian_product_low", "hessian_product_high"]
+
+
+def products(model: MFMModel, structures: list[Structure], probes: list[np.ndarray]) -> dict[str, np.ndarray]:
+    graphs = [
+        build_graph(
+            structure,
+            model.cutoff,
+            {"probe_low": probe, "probe_high": 2.0 * probe},
+            ["probe_low", "probe_high"],
+            torch.float64,
+        )
+        for structure, probe in zip(structures, probes, strict=True)
+    ]
+    outputs = model.predict(collate(graphs), ENERGIES, derivatives=PRODUCTS)
+    return {name: outputs[name].numpy() for name in PRODUCTS}
+
+
+@pytest.mark.parametrize("kind", ["molecule", "crystal"])
+def test_hessian_products_are_slopes_of_the_forces(model: MFMModel, kind: str, request: pytest.FixtureRequest) -> None:
+    structure, step = request.getfixturevalue(kind), 1e-4
+    probe = np.random.default_rng(0).normal(size=structure.positions.shape)
+    found = products(model, [structure], [probe])
+    ends = [evaluate(model, moved(structure, positions=structure.positions + s * step * probe)) for s in (1.0, -1.0)]
+    for name, force, factor in zip(PRODUCTS, FORCES, (1.0, 2.0), strict=True):
+        slope = (ends[1][force] - ends[0][force]) / (2.0 * step)
+        assert np.abs(slope).max() > 0.1
+        # fifth derivatives of order 1e3 eV/Å^5 with probes of three standard deviations
+        np.testing.assert_allclose(found[name], factor * slope, rtol=0, atol=2e-5)
+
+
+def test_hessian_products_turn_with_the_structure_and_stand_alone_in_a_batch(
+    model: MFMModel, molecule: Structure, crystal: Structure
+) -> None:
+    matrix = -Rotation.random(random_state=4).as_matrix()
+    rng = np.random.default_rng(1)
+    probes = [rng.normal(size=structure.positions.shape) for structure in (molecule, crystal)]
+    straight = products(model, [molecule, crystal], probes)
+    turned = moved(molecule, positions=molecule.positions @ matrix.T)
+    alone = products(model, [turned], [probes[0] @ matrix.T])
+    for name in PRODUCTS:
+        np.testing.assert_allclose(alone[name], straight[name][:6] @ matrix.T, rtol=0, atol=1e-8)
+
+
 def test_stress_is_the_strain_derivative_over_the_volume(model: MFMModel, crystal: Structure) -> None:
     step = 1e-4
     volume = abs(np.linalg.det(crystal.cell))
@@ -181,8 +225,9 @@ def test_charge_and_multiplicity_change_the_energy(model: MFMModel, molecule: St
 
 
 def test_missing_labels_carry_no_gradient(model: MFMModel, molecule: Structure, crystal: Structure) -> None:
-    names = [*ENERGIES, *FORCES, *STRESS]
+    names = [*ENERGIES, *FORCES, *STRESS, *PRODUCTS, "probe_low", "probe_high"]
     labelled = {"energy_low": np.array(1.0), "forces_low": np.zeros((6, 3))}
+    labelled |= {"probe_low": np.ones((6, 3)) * [1.0, 0.0, -1.0], "hessian_product_low": np.zeros((6, 3))}
     graphs = [
         build_graph(molecule, model.cutoff, labelled, names, torch.float64),
         build_graph(crystal, model.cutoff, {}, names, torch.float64),
@@ -191,7 +236,8 @@ def test_missing_labels_carry_no_gradient(model: MFMModel, molecule: Structure, 
     for batch in (graphs[0], collate(graphs)):
         model.train()
         model.zero_grad()
-        terms = loss_terms(model(batch, derivatives=FORCES + STRESS), batch, model.config.tasks, model.domain.scale)
+        outputs = model(batch, derivatives=FORCES + STRESS + PRODUCTS)
+        terms = loss_terms(outputs, batch, model.config.tasks, model.domain.scale)
         combine(terms).backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None and p.grad.any()])
     assert len(gradients[0]) > 10

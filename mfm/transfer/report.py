@@ -23,6 +23,8 @@ __all__ = ["Interval", "labels_needed", "mean_interval", "write_report"]
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _SETS = {"metrics": "test", "out_of_distribution": "out of distribution"}
+_MADE = ("commit", "test_digest", "n_parameters", "processor")
+"""What a cell says of how it was made; a grid that was stopped may hold several of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +264,8 @@ def write_report(config: TransferConfig, folder: Path) -> list[Path]:
         raise ValueError(f"no model of `{config.name}` is finished in `{folder}`; run `mfm transfer` first")
     figure = folder / "report.png"
     _draw(found, figure)
-    some = next(iter(found.cells.values()))[0]
+    cells = [cell for group in found.cells.values() for cell in group]
+    made = {key: ", ".join(sorted({str(cell[key]) for cell in cells})) for key in _MADE}
     done, planned = sum(map(len, found.cells.values())), len(config.labels) * len(config.strategies) * config.seeds
     sections: list[tuple[str, str]] = [
         (f"labels of {config.high} that a target error costs", _price_table(found)),
@@ -273,8 +276,8 @@ def write_report(config: TransferConfig, folder: Path) -> list[Path]:
     ]  # fmt: skip
     preface = (
         f"{done} of {planned} models, {config.seeds} seeds; means are geometric, intervals 95 %: Student's for errors,"
-        f" bootstrap over seeds for numbers of labels. Commit {some['commit']}, test data {some['test_digest']},"
-        f" {some['n_parameters']} parameters, {some['processor']}."
+        f" bootstrap over seeds for numbers of labels. Commit {made['commit']}, test data {made['test_digest']},"
+        f" {made['n_parameters']} parameters, {made['processor']}."
     )
     markdown, page = folder / "report.md", folder / "report.html"
     body = "\n\n".join(f"## {title[0].upper()}{title[1:]}\n\n{text}" for title, text in sections)

@@ -131,6 +131,18 @@ def test_the_report_names_errors_prices_and_costs(study):
     assert figure.stat().st_size > 10_000
 
 
+def test_the_report_names_every_version_that_made_a_model(study):
+    config, folder = study
+    path = Layout(folder).result(Cell("readout", 6, 1))
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "commit": "0123456789ab"}))
+    try:
+        text = write_report(config, folder)[0].read_text()
+    finally:
+        path.write_text(before)
+    assert f"Commit 0123456789ab, {json.loads(before)['commit']}, test data" in text
+
+
 def test_the_price_of_a_power_law():
     errors = {n: [100.0 / n, 100.0 / n] for n in (1, 10, 1000)}
     assert labels_needed(errors, 1.0).value == pytest.approx(100.0)

@@ -22,8 +22,10 @@ from mfm.longrange.response import NEED_DIPOLES, QUANTITIES, born_effective_char
 from mfm.nn.charge_state import Charges, ChargeState
 from mfm.properties import PROPERTIES, parse_task
 
-__all__ = ["Domain", "MFMModel", "ModelConfig", "build_model"]
+__all__ = ["NOISE", "Domain", "MFMModel", "ModelConfig", "build_model"]
 
+NOISE = "noise"
+"""What a model with a denoiser can be asked for beside its tasks, see :mod:`mfm.training.denoising`."""
 _N_ELEMENTS = 119
 
 
@@ -197,6 +199,8 @@ class MFMModel(nn.Module):
         """
         asked = self.tasks if tasks is None else tasks
         direct = list(dict.fromkeys([*asked, *(name for name in quantities if name in self.config.tasks)]))
+        with_noise = NOISE in direct and "denoiser" in self._modules
+        direct = [name for name in direct if not (with_noise and name == NOISE)]
         extras = self._split([name for name in quantities if name not in self.config.tasks])
         energy_names = self._check(direct, derivatives)
         energy_names += [f"energy_{fidelity}" for kind, fidelity in extras.values() if self._is_latent(kind, fidelity)]
@@ -210,12 +214,14 @@ class MFMModel(nn.Module):
         with_dipoles = has_field or any(kind in NEED_DIPOLES for kind, _ in extras.values())
         electronic_names = [name for name in direct if parse_task(name).property != "energy"]
         shared = _Shared(None, None)
-        if electronic_names or extras or any(name not in self.conditions for name in energy_names):
-            with_charges = self.long_range is not None or bool(electronic_names or extras)
+        if electronic_names or extras or with_noise or any(name not in self.conditions for name in energy_names):
+            with_charges = bool(electronic_names or extras or (energy_names and self.long_range is not None))
             shared = self._shared(graph, with_charges, with_dipoles)
         energies, far = self._energies(graph, energy_names, with_dipoles, shared)
         outputs = {name: energies[name] for name in direct if name in energies}
         outputs |= self._electronic(graph, electronic_names, shared)
+        if with_noise:
+            outputs[NOISE] = self.get_submodule("denoiser")(shared.features)
         for name, (kind, fidelity) in extras.items():
             if self._is_latent(kind, fidelity):
                 outputs[name] = quantity(kind, far[f"energy_{fidelity}"], graph)
@@ -268,7 +274,7 @@ class MFMModel(nn.Module):
         for name in derivatives:
             prop, fidelity = parse_task(name)
             if prop not in DERIVATIVES:
-                raise ValueError(f"`derivatives` may hold {', '.join(DERIVATIVES)} of a fidelity, got `{name}`")
+                raise ValueError(f"`derivatives` may be {', '.join(DERIVATIVES)} of a fidelity, got `{name}`")
             needed.append(f"energy_{fidelity}")
         unknown = [name for name in needed if name not in self.config.tasks]
         if unknown:

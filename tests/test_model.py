@@ -84,7 +84,7 @@ def test_asking_for_what_is_not_there() -> None:
         model(graph, tasks=["energy_xtb"])
     with pytest.raises(ValueError, match=r"this model has tasks .* got `energy_xtb`"):
         model(graph, derivatives=["forces_xtb"])
-    with pytest.raises(ValueError, match="may hold forces and stress of a fidelity, got `energy_dft`"):
+    with pytest.raises(ValueError, match="may be forces, stress, hessian_product of a fidelity, got `energy_dft`"):
         model(graph, derivatives=["energy_dft"])
 
 

@@ -19,9 +19,9 @@ from mfm.data import DatasetCard, Record, Store
 from mfm.fidelity import LevelOfTheory
 from mfm.graph import Structure, collate
 from mfm.heads import TaskConfig
-from mfm.model import Domain, ModelConfig, build_model
+from mfm.model import NOISE, Domain, ModelConfig, build_model
 from mfm.tracking import code_version
-from mfm.training.denoising import NOISE, NoisePrediction, NoisyDataset, add_denoiser
+from mfm.training.denoising import NoisyDataset, add_denoiser
 from mfm.training.experiment import TINY_BACKBONE, begin, processor, write_json
 
 HERE = Path(__file__).parent
@@ -71,7 +71,6 @@ def train(spread: float, seed: int, projected: bool, steps: int) -> list[float]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         add_denoiser(model)
-    prediction = NoisePrediction(model)
     dataset = NoisyDataset(store, model.cutoff, SIGMA, seed, torch.float32)
     rest = torch.as_tensor(np.stack([store[i].structure.positions for i in range(N_STRUCTURES)]), dtype=torch.float32)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -81,7 +80,7 @@ def train(spread: float, seed: int, projected: bool, steps: int) -> list[float]:
         chosen = rng.choice(N_STRUCTURES, BATCH, replace=False)
         graph = collate(dataset.batch(chosen.tolist(), step))
         target = graph[NOISE] if projected else (graph.positions - rest[chosen].reshape(-1, 3)) / SIGMA
-        loss = (prediction(graph)[NOISE] - target).square().mean()
+        loss = (model(graph, [NOISE])[NOISE] - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

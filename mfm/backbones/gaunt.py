@@ -84,6 +84,7 @@ class _Messages(nn.Module):
     def __init__(self, config: GauntConfig, first: bool) -> None:
         super().__init__()
         n_out, n_radial, degree = config.n_channels, config.n_radial, config.equivariant_degree
+        self.first = first
         self.pad = (config.max_degree + 1) ** 2 - (degree + 1) ** 2
         self.norm = nn.LayerNorm(config.n_channels)
         self.squeeze = nn.Linear(config.n_channels, config.n_message_channels, bias=False)
@@ -103,13 +104,16 @@ class _Messages(nn.Module):
         density = self.mix(torch.bmm(edges.harmonics, thin).transpose(0, 1))  # ((L+1)^2, n_atoms, C)
         if equivariants is None:
             return density
+        padding = (0, 0, 0, 0, 1, self.pad)
+        if self.first:  # what the atoms are told from outside; nothing has been sent yet
+            return density + functional.pad(equivariants, padding)
         moved = self.squeeze_equivariants(equivariants)  # ((L+1)^2 - 1, n_atoms, T)
         n_components, _, n_transport = moved.shape
         moved = edges.table.gather(moved.transpose(0, 1).reshape(n_atoms, -1))
         moved = torch.bmm(edges.radial.transpose(1, 2), moved.view(n_atoms, n_slots, -1))
         moved = moved.view(n_atoms, -1, n_components, n_transport).permute(2, 0, 1, 3).flatten(2)
         equivariant_part = self.mix_transported(moved) + self.keep(equivariants)
-        return density + functional.pad(equivariant_part, (0, 0, 0, 0, 1, self.pad))
+        return density + functional.pad(equivariant_part, padding)
 
 
 class _ManyBody(nn.Module):
@@ -214,12 +218,14 @@ class GauntBackbone(nn.Module):
         Parameters
         ----------
         graph : AtomicGraph
+            A field ``node_equivariants``, shaped as the equivariant features that are returned, is added to what each
+            atom knows of its surroundings in the first layer.
         condition : (n_layers, n_message_channels + 2 n_channels), optional
             Added to what atoms send and to the gates, zero meaning no condition.
         """
         edges = self._edges(graph)
         scalars = self.embedding(graph.atomic_numbers) + self.state(graph)
-        equivariants, updates = None, []
+        equivariants, updates = graph.get("node_equivariants"), []
         for depth, layer in enumerate(self.layers):
             layer_condition = None if condition is None else condition[depth]
             update, equivariants = layer(scalars, equivariants, edges, layer_condition)
@@ -229,13 +235,15 @@ class GauntBackbone(nn.Module):
 
     def add_equivariants(self) -> None:
         """Let the last layer give equivariant features too; what it has not yet gets fresh weights."""
-        self._last().set_equivariants(True)
+        self.last_layer.set_equivariants(True)
 
     def remove_equivariants(self) -> None:
         """Undo :meth:`add_equivariants`."""
-        self._last().set_equivariants(False)
+        self.last_layer.set_equivariants(False)
 
-    def _last(self) -> _Layer:
+    @property
+    def last_layer(self) -> _Layer:
+        """The last block that all tasks share."""
         layer = self.layers[-1]
         assert isinstance(layer, _Layer)
         return layer

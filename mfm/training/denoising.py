@@ -21,13 +21,11 @@ from mfm.data.store import Store
 from mfm.graph import AtomicGraph, Structure, build_graph
 from mfm.heads.base import AtomicTensor
 from mfm.losses import LossTerm
-from mfm.model import MFMModel
+from mfm.model import NOISE, MFMModel
 from mfm.training.data import RunData
 
 __all__ = [
     "DEFAULT_NOISE",
-    "NOISE",
-    "NoisePrediction",
     "NoisyDataset",
     "add_denoiser",
     "denoising_term",
@@ -38,8 +36,6 @@ __all__ = [
 
 DEFAULT_NOISE = 0.04
 """Å; about what thermal motion displaces atoms by (Zaidi et al.)."""
-NOISE = "noise"
-"""Field of a graph that holds the noise to predict."""
 
 
 def visible_part(noise: np.ndarray, positions: np.ndarray, periodic: bool = False) -> np.ndarray:
@@ -88,7 +84,7 @@ class NoisyDataset:
         self._structures: dict[int, Structure] = {}
 
     def batch(self, items: Sequence[int], epoch: int) -> list[AtomicGraph]:
-        """Graphs of some structures with the noise of an epoch, which stands in the field :data:`NOISE`."""
+        """Graphs of some structures with the noise of an epoch, which stands in the field ``noise``."""
         return [self._graph(item, epoch) for item in items]
 
     def _graph(self, item: int, epoch: int) -> AtomicGraph:
@@ -117,20 +113,6 @@ class Denoiser(nn.Module):
         return noise
 
 
-class NoisePrediction(nn.Module):
-    """A model with a denoiser, asked for the noise whatever else it is asked for."""
-
-    def __init__(self, model: MFMModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, graph: AtomicGraph, *targets: object) -> dict[str, Tensor]:
-        """:data:`NOISE` → (n_atoms, 3)."""
-        denoiser = self.model.denoiser
-        assert isinstance(denoiser, Denoiser)
-        return {NOISE: denoiser(self.model.backbone(graph))}
-
-
 def add_denoiser(model: MFMModel) -> None:
     """Give a model a head for noise, and its backbone the equivariant features that the head reads, if it lacks them.
 
@@ -150,15 +132,17 @@ def remove_denoiser(model: MFMModel) -> None:
             model.backbone.remove_equivariants()
 
 
-def denoising_term(predicted: Tensor, graph: AtomicGraph) -> LossTerm:
-    """Squared error of the noise, averaged over the atoms and components of each structure, summed over structures.
+def denoising_term(predicted: Tensor, graph: AtomicGraph, weight: float = 1.0) -> LossTerm:
+    """Squared error of the noise, averaged over the displaced atoms of each structure, summed over structures.
 
     A model that has learned nothing has 1, the variance of the noise, less the share of the part that is taken out.
+    Atoms that were not displaced have NaN in the field :data:`~mfm.model.NOISE`.
     """
-    squares = (predicted - graph[NOISE]).square().mean(dim=1)
-    sizes = graph.atoms_per_structure().to(squares.dtype)
-    total = (squares / sizes[graph.batch]).sum()
-    return LossTerm(total, torch.full_like(total, graph.n_structures), 1.0)
+    present = torch.isfinite(graph[NOISE]).all(dim=1).nonzero().squeeze(1)
+    squares = (predicted[present] - graph[NOISE][present]).square().mean(dim=1)
+    owners = graph.batch[present]
+    sizes = torch.zeros_like(graph.charge).index_add(0, owners, torch.ones_like(squares))
+    return LossTerm((squares / sizes[owners]).sum(), (sizes > 0).sum().to(squares.dtype), weight)
 
 
 def structures_to_denoise(data: RunData, source: str | None) -> Store:

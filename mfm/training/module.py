@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mfm.graph import AtomicGraph
 from mfm.losses import LossTerm
+from mfm.training.cosines import GradientCosines
 from mfm.training.ema import WeightAverage
 from mfm.training.ranks import ALONE
 from mfm.training.recipe import OptimizerConfig
@@ -92,6 +93,8 @@ class StageModule(lightning.LightningModule):
         """Name for progress reports."""
         self.ranks = ALONE
         """Processes that train together."""
+        self.cosines: GradientCosines | None = None
+        """Measures whether tasks pull the same way; if there is none, nothing does."""
         self.model = model
         self.clock = clock
         self.average = average
@@ -129,6 +132,9 @@ class StageModule(lightning.LightningModule):
                 f"stage `{self.stage_name}` trains no parameter that {', '.join(f'`{name}`' for name in terms)} depend on;"
                 " widen its `trainable` or name other `tasks`"
             )
+        cosines = {}
+        if self.cosines is not None and self.cosines.is_due(self.clock.step):
+            cosines = self.cosines.measure(terms)
         self._optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
         self.ranks.sum_gradients(self._trained)
@@ -136,7 +142,8 @@ class StageModule(lightning.LightningModule):
         self._optimizer.step()
         self.clock.advance(batch.batches_in_epoch)
         self.average.update(self.clock.step)
-        self._accumulate(loss, norm, terms)
+        terms_and_cosines = {f"{name}/loss": (term.total, term.count) for name, term in terms.items()} | cosines
+        self._accumulate(loss, norm, terms_and_cosines)
 
     @torch.no_grad()
     def _clip(self) -> Tensor:
@@ -159,10 +166,9 @@ class StageModule(lightning.LightningModule):
         return norm
 
     @torch.no_grad()
-    def _accumulate(self, loss: Tensor, norm: Tensor, terms: Mapping[str, LossTerm]) -> None:
+    def _accumulate(self, loss: Tensor, norm: Tensor, others: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         one = torch.ones_like(loss)
-        values = {"loss": (loss, one), "gradient_norm": (norm, one)}
-        values |= {f"{name}/loss": (term.total, term.count) for name, term in terms.items()}
+        values = {"loss": (loss, one), "gradient_norm": (norm, one), **others}
         for name, pair in values.items():
             if name in self._sums:
                 torch._foreach_add_(self._sums[name], [value.detach() for value in pair])

@@ -9,6 +9,7 @@ from mfm.model import ModelConfig
 from mfm.training.schedule import Budget
 
 __all__ = [
+    "AuxiliaryDenoisingConfig",
     "BatchConfig",
     "DataConfig",
     "OptimizerConfig",
@@ -97,6 +98,23 @@ class OptimizerConfig(Config):
     """Weight of the squared charge that atoms' own charges lack to the total charge, if ``long_range.own_charges``."""
 
 
+class AuxiliaryDenoisingConfig(Config):
+    """Denoising of some structures of a supervised stage, see :mod:`mfm.training.auxiliary`."""
+
+    condition: Literal["forces", "self"] = "forces"
+    """What tells the model where displaced atoms came from: their forces, or its own features of the structure as it
+    was. With ``forces`` only structures with forces are displaced."""
+    share: float = pydantic.Field(0.25, gt=0, le=1)
+    """Share of the structures that are displaced."""
+    atoms: float = pydantic.Field(0.25, gt=0, le=1)
+    """Share of the atoms of such a structure that are moved, at least one."""
+    noise: float = pydantic.Field(0.05, gt=0)
+    """Standard deviation of every coordinate of a moved atom, Å."""
+    weight: float = pydantic.Field(0.1, gt=0)
+    """Weight of the squared error of the noise, in variances of it, at the start; it falls linearly to zero over the
+    stage."""
+
+
 class StageConfig(Config):
     """One part of a recipe; starts from the weight average of the part before."""
 
@@ -110,6 +128,8 @@ class StageConfig(Config):
     """Denoising: standard deviation of every coordinate, Å; 0.04 if not given."""
     structures: str | None = None
     """Denoising: dataset of the structures; the training set if not given."""
+    auxiliary_denoising: AuxiliaryDenoisingConfig | None = None
+    """Supervised: structures to denoise beside; none if not given."""
     epochs: float | None = pydantic.Field(None, gt=0)
     """Length in passes over the stage's structures."""
     max_steps: int | None = pydantic.Field(None, gt=0)
@@ -140,6 +160,8 @@ class StageConfig(Config):
     def _goes_with_objective(self) -> "StageConfig":
         if self.objective == "denoising" and self.tasks != "all":
             raise ValueError(f"stage `{self.name}` denoises, which trains no task; leave `tasks` out")
+        if self.objective == "denoising" and self.auxiliary_denoising is not None:
+            raise ValueError(f"stage `{self.name}` denoises all structures; leave `auxiliary_denoising` out")
         if self.objective == "supervised":
             for key in ("noise", "structures"):
                 if getattr(self, key) is not None:
@@ -193,6 +215,8 @@ class RunConfig(Config):
     """Most structures per fidelity that a validation looks at, evenly over the set; the final tables take all."""
     log_every: int = pydantic.Field(50, gt=0)
     """Optimiser steps between training metrics."""
+    gradient_cosines: int | None = pydantic.Field(None, gt=0)
+    """Optimiser steps between measurements of the cosine between the gradients of tasks; none if not given."""
     output: str = ""
     """Folder of the run; ``runs/{name}`` if not given."""
     tracking: Literal["none"] | TrackingConfig = TrackingConfig()

@@ -20,18 +20,24 @@ from mfm.evaluation.evaluate import batched, evaluable, labelled_rows, model_gra
 from mfm.evaluation.metrics import errors
 from mfm.graph import AtomicGraph
 from mfm.losses import LossTerm, combine, loss_terms
-from mfm.model import MFMModel
+from mfm.model import NOISE, MFMModel
 from mfm.properties import parse_task
+from mfm.training.auxiliary import (
+    AuxiliaryLoss,
+    DisplacedDataset,
+    Displacement,
+    WithDenoising,
+    add_conditioner,
+    remove_conditioner,
+)
 from mfm.training.callbacks import Interruption, StageCallback
+from mfm.training.cosines import GradientCosines
 from mfm.training.data import Graphs, RunData, StageBatches, stage_derivatives, stage_sampler
 from mfm.training.denoising import (
     DEFAULT_NOISE,
-    NOISE,
-    NoisePrediction,
     NoisyDataset,
     add_denoiser,
     denoising_term,
-    remove_denoiser,
     structures_to_denoise,
 )
 from mfm.training.ema import WeightAverage
@@ -108,17 +114,22 @@ def build_stage(
         Processes that train it together.
     """
     stage = config.stages[number]
+    clock = Clock(next(model.parameters()).device.type, agree=ranks.largest if ranks.size > 1 else None)
     collect = _denoise if stage.objective == "denoising" else _learn
     work = collect(model, data, config, number, ranks)
+    if stage.auxiliary_denoising is not None:
+        work = _denoise_beside(work, model, stage, config.seed + 1000 * number, clock, ranks)
     set_trainable(model, stage.trainable)
     prepare_model(model, stage)
     ranks.share_weights(model)
     optimizer = build_optimizer(model, config.optimizer, stage.lr or config.optimizer.lr)
     average = WeightAverage(model, config.optimizer.ema)
-    clock = Clock(next(model.parameters()).device.type, agree=ranks.largest if ranks.size > 1 else None)
-    asked = NoisePrediction(model) if stage.objective == "denoising" else model
+    asked = model if stage.auxiliary_denoising is None else WithDenoising(model)
     module = StageModule(asked, work.targets, work.losses, optimizer, config.optimizer, stage.budget, average, clock)
     module.stage_name, module.ranks = stage.name, ranks
+    if config.gradient_cosines is not None:
+        shared = [parameter for parameter in model.backbone.last_layer.parameters() if parameter.requires_grad]
+        module.cosines = GradientCosines(shared, config.gradient_cosines, ranks.reduction) if shared else None
     if state is not None:
         # after the module has seen the peak learning rate, which the saved groups do not hold
         assert state["optimizer"] is not None
@@ -176,10 +187,27 @@ def _denoise(model: MFMModel, data: RunData, config: RunConfig, number: int, ran
     return _Work(Targets([NOISE], []), dataset, len(store), sampler, losses)
 
 
+def _denoise_beside(work: _Work, model: MFMModel, stage: StageConfig, seed: int, clock: Clock, ranks: Ranks) -> _Work:
+    """The work with noise in some structures."""
+    chosen = stage.auxiliary_denoising
+    assert chosen is not None
+    assert isinstance(work.dataset, GraphDataset)
+    if chosen.condition == "forces" and not any(name.startswith("forces_") for name in work.targets.derivatives):
+        raise ValueError(
+            f"stage `{stage.name}`: `auxiliary_denoising` is conditioned on forces, of which the training data have"
+            " none; use `condition: self`"
+        )
+    how = Displacement(chosen.condition, chosen.share, chosen.atoms, chosen.noise)
+    losses = AuxiliaryLoss(work.losses, chosen.weight, lambda: stage.budget.progress(clock), ranks.reduction)
+    return work._replace(dataset=DisplacedDataset(work.dataset, model.cutoff, how, seed), losses=losses)
+
+
 def prepare_model(model: MFMModel, stage: StageConfig) -> None:
-    """Give the model what it has during a stage only: a head for noise, low-rank corrections."""
+    """Give the model what it has during a stage only: heads for noise, low-rank corrections."""
     if stage.objective == "denoising":
         add_denoiser(model)
+    if stage.auxiliary_denoising is not None:
+        add_conditioner(model, stage.auxiliary_denoising.condition)
     if stage.lora_rank is not None:
         add_low_rank(model.backbone, stage.lora_rank)
 
@@ -187,7 +215,7 @@ def prepare_model(model: MFMModel, stage: StageConfig) -> None:
 def _restore_model(model: MFMModel) -> None:
     """Undo :func:`prepare_model`; what low-rank corrections have learned stays."""
     merge_low_rank(model.backbone)
-    remove_denoiser(model)
+    remove_conditioner(model)
 
 
 def _material(

@@ -14,10 +14,9 @@ from mfm.checkpoint import load_model
 from mfm.config import validate
 from mfm.data import DatasetCard, Record, Store, open_dataset
 from mfm.graph import Structure, build_graph, collate
+from mfm.model import NOISE
 from mfm.training.data import RunData, prepare_data
 from mfm.training.denoising import (
-    NOISE,
-    NoisePrediction,
     NoisyDataset,
     add_denoiser,
     denoising_term,
@@ -79,7 +78,6 @@ def _train_denoiser(spread: float, sigma: float, steps: int) -> float:
     torch.manual_seed(0)
     model = tiny_model(dtype=torch.float32)
     add_denoiser(model)
-    prediction = NoisePrediction(model)
     dataset = NoisyDataset(_spread_store(spread, 512), model.cutoff, sigma, 0, torch.float32)
     parameters = [*model.backbone.parameters(), *model.denoiser.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-2)
@@ -87,7 +85,7 @@ def _train_denoiser(spread: float, sigma: float, steps: int) -> float:
     rng, losses = np.random.default_rng(1), []
     for step in range(steps):
         graph = collate(dataset.batch(rng.choice(512, 32, replace=False).tolist(), step))
-        term = denoising_term(prediction(graph)[NOISE], graph)
+        term = denoising_term(model(graph, [NOISE])[NOISE], graph)
         loss = term.total / term.count
         optimizer.zero_grad()
         loss.backward()
@@ -117,7 +115,7 @@ def test_the_prediction_turns_with_the_molecule():
 
     def predict(at: np.ndarray) -> np.ndarray:
         graph = build_graph(Structure(numbers, at), model.cutoff, dtype=torch.float64)
-        return NoisePrediction(model)(collate([graph]))[NOISE].detach().numpy()
+        return model(collate([graph]), [NOISE])[NOISE].detach().numpy()
 
     straight = predict(positions)
     assert np.abs(straight).max() > 1e-3

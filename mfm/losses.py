@@ -76,8 +76,8 @@ def loss_terms(
     Electronic properties are in units of their own size: there is no common unit that would tell how much an error of a
     charge matters beside one of a dipole.
 
-    An anchored or conditioned level learns the gap to its base, E_f − E_base, from structures that carry both labels, in units of the
-    gaps' own size. From the energies alone it would see a gap of 0.1 eV through errors of the base of the same size,
+    An anchored or conditioned level learns the gap to its base, E_f − E_base, from structures that carry both labels,
+    in units of the gaps' own size. From the energies alone it would see a gap of 0.1 eV through errors of the base of the same size,
     in units made for forces of several eV/Å, and the gap's slope, its only source of forces, would stay unknown.
 
     Parameters

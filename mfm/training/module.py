@@ -128,9 +128,10 @@ class StageModule(lightning.LightningModule):
             group["lr"] = peak * factor
         loss, terms = self._losses(self.model(batch.graph, *self._targets), batch.graph)
         if not loss.requires_grad:
+            learned = ", ".join(f"`{name}`" for name in terms)
             raise ValueError(
-                f"stage `{self.stage_name}` trains no parameter that {', '.join(f'`{name}`' for name in terms)} depend on;"
-                " widen its `trainable` or name other `tasks`"
+                f"stage `{self.stage_name}` trains no parameter that {learned} depend on; widen its `trainable` or name"
+                " other `tasks`"
             )
         cosines = {}
         if self.cosines is not None and self.cosines.is_due(self.clock.step):

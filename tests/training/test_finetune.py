@@ -154,7 +154,7 @@ def test_charges_that_others_build_on_cannot_be_left_out():
         if fits:
             start_from(theirs, config, theirs.domain, 0, torch.float64)
         else:
-            with pytest.raises(ValueError, match="charges of `ccsdt` are an offset.*another fidelity name"):
+            with pytest.raises(ValueError, match=r"charges of `ccsdt` are an offset.*another fidelity name"):
                 start_from(theirs, config, theirs.domain, 0, torch.float64)
 
 

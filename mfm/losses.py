@@ -77,8 +77,9 @@ def loss_terms(
     charge matters beside one of a dipole.
 
     An anchored or conditioned level learns the gap to its base, E_f − E_base, from structures that carry both labels,
-    in units of the gaps' own size. From the energies alone it would see a gap of 0.1 eV through errors of the base of the same size,
-    in units made for forces of several eV/Å, and the gap's slope, its only source of forces, would stay unknown.
+    in units of the gaps' own size. From the energies alone it would see a gap of 0.1 eV through errors of the base of
+    the same size, in units made for forces of several eV/Å, and the gap's slope, its only source of forces, would stay
+    unknown.
 
     Parameters
     ----------

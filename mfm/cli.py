@@ -183,14 +183,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_tracking(commands)
     _add_data(commands)
     _add_label(commands)
-    _add_transfer(commands)
+    _add_studies(commands)
     return parser
 
 
-def _add_transfer(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    from mfm.transfer.commands import register
+def _add_studies(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from mfm.scaling.commands import register as register_scaling
+    from mfm.transfer.commands import register as register_transfer
 
-    register(commands)
+    register_transfer(commands)
+    register_scaling(commands)
 
 
 def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -26,7 +26,8 @@ LAYERS = [
     {"calculator"},
     {"evaluation"},
     {"training"},
-    {"tuning", "transfer"},
+    {"study"},
+    {"tuning", "transfer", "scaling"},
     {"cli"},
 ]
 """A part imports from layers above it in this list and from itself, never from its own layer or one below."""

@@ -1,15 +1,12 @@
 """Trains the models of a transfer study; every one that is there is not trained again."""
 
-import dataclasses
+import functools
 import json
-import multiprocessing
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mfm.calculator import MFMCalculator
 from mfm.data import Record, Store, open_dataset
@@ -17,45 +14,16 @@ from mfm.evaluation.dynamics import survival_time
 from mfm.evaluation.evaluate import evaluate
 from mfm.model import MFMModel
 from mfm.properties import parse_task, task_name
-from mfm.tracking import flatten
+from mfm.study.cells import Layout, keep_settings, train_missing
 from mfm.training.data import prepare_data
-from mfm.training.experiment import begin, run_model, write_json
+from mfm.training.experiment import run_model
 from mfm.training.recipe import DataConfig
 from mfm.transfer.plan import Cell, TransferConfig
 
-__all__ = ["Layout", "run_cell", "run_grid", "write_data"]
+__all__ = ["run_cell", "run_grid", "write_data"]
 
 _MAY_GROW = {"labels", "strategies", "seeds", "target"}
 """Settings of a study that say which models it has, or how they are reported, and not what they are."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Files of a study in its folder."""
-
-    folder: Path
-
-    def result(self, cell: Cell) -> Path:
-        """What became of a model."""
-        return self.folder / "cells" / f"{cell.name}.json"
-
-    def model(self, cell: Cell) -> Path:
-        """Its run."""
-        return self.folder / "models" / cell.name
-
-    def train(self, cell: Cell) -> Path:
-        """Its training data; those of all strategies are the same."""
-        return self.folder / "data" / f"train-{cell.n_labels}-{cell.seed}.h5"
-
-    @property
-    def test(self) -> Path:
-        """Test data of all."""
-        return self.folder / "data" / "test.h5"
-
-    @property
-    def study(self) -> Path:
-        """What all models have in common."""
-        return self.folder / "study.json"
 
 
 def write_data(config: TransferConfig, layout: Layout) -> None:
@@ -111,47 +79,13 @@ def run_grid(config: TransferConfig, folder: Path, n_workers: int = 1) -> bool:
     """
     layout = Layout(folder)
     common = json.loads(config.model_dump_json(exclude=_MAY_GROW))
-    if layout.study.exists():
-        _check_same(flatten(json.loads(layout.study.read_text(encoding="utf-8"))), flatten(common), folder)
-    write_data(config, layout)
-    write_json(layout.study, common)
+    keep_settings(layout, common, functools.partial(write_data, config, layout))
     cells = config.cells()
     waves = [
         [cell for cell in cells if config.parent(cell) is None],
         [c for c in cells if config.parent(c) is not None],
     ]
-    missing = [[cell for cell in wave if not layout.result(cell).exists()] for wave in waves]
-    with tqdm(total=len(cells), initial=len(cells) - sum(map(len, missing)), unit="model", desc=config.name) as bar:
-        for wave in missing:
-            for done in _run(config, layout, wave, n_workers):
-                if not done:
-                    return False
-                bar.update()
-    return True
-
-
-def _check_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to put models into one report that differ in more than strategy, labels and seed."""
-    changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
-    if changed:
-        raise ValueError(
-            f"`{folder}` holds models of a study with another {', '.join(f'`{key}`' for key in changed[:5])}; restore"
-            " it, or name another folder with `--output`"
-        )
-
-
-def _run(config: TransferConfig, layout: Layout, cells: list[Cell], n_workers: int) -> Iterator[bool]:
-    if n_workers == 1 or len(cells) < 2:
-        for cell in cells:
-            yield run_cell(config, layout, cell)
-        return
-    with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_work, [config] * len(cells), [layout] * len(cells), cells)
-
-
-def _work(config: TransferConfig, layout: Layout, cell: Cell) -> bool:
-    begin()
-    return run_cell(config, layout, cell)
+    return train_missing(config.name, layout, waves, functools.partial(run_cell, config, layout), n_workers)
 
 
 def run_cell(config: TransferConfig, layout: Layout, cell: Cell) -> bool:

@@ -162,6 +162,11 @@ class Cell(NamedTuple):
         """Name of its files."""
         return f"{self.strategy}-{self.n_labels}-{self.seed}"
 
+    @property
+    def train_set(self) -> str:
+        """Name of its training data; those of all strategies are the same."""
+        return f"{self.n_labels}-{self.seed}"
+
 
 Tasks = dict[str, dict[str, Any]]
 Stages = list[dict[str, Any]]

@@ -1,8 +1,5 @@
 """What a transfer study found: errors, labels that a target error costs, where pre-training hurts, and the price."""
 
-import base64
-import dataclasses
-import html
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,47 +12,16 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from mfm.properties import task_name
-from mfm.transfer.grid import Layout
+from mfm.study.cells import Layout
+from mfm.study.report import CONFIDENCE, Interval, mean_interval, table, write_pages
 from mfm.transfer.plan import BASELINE, STRATEGIES, TransferConfig
 
-__all__ = ["Interval", "labels_needed", "mean_interval", "write_report"]
+__all__ = ["labels_needed", "write_report"]
 
-_CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _SETS = {"metrics": "test", "out_of_distribution": "out of distribution"}
 _MADE = ("commit", "test_digest", "n_parameters", "processor")
 """What a cell says of how it was made; a grid that was stopped may hold several of each."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def text(self, digits: int = 1) -> str:
-        """As it stands in a table."""
-        if math.isnan(self.low):
-            return f"{self.value:.{digits}f}"
-        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
-
-
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Geometric mean of errors over seeds, with Student's interval of their logarithms; none for a single seed.
-
-    Examples
-    --------
-    >>> mean_interval([1.0, 2.0, 4.0]).text(2)
-    '2.00 (0.36 to 11.19)'
-    """
-    logarithms = np.log(np.asarray(values, dtype=float))
-    mean = float(logarithms.mean())
-    if len(logarithms) < 2:
-        return Interval(math.exp(mean), math.nan, math.nan)
-    half = float(stats.t.ppf(0.5 + _CONFIDENCE / 2, len(logarithms) - 1) * stats.sem(logarithms))
-    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
 def labels_needed(errors: Mapping[int, Sequence[float]], target: float, seed: int = 0) -> Interval:
@@ -76,10 +42,10 @@ def labels_needed(errors: Mapping[int, Sequence[float]], target: float, seed: in
     n_seeds = min(len(errors[n]) for n in sizes)
     if n_seeds < 2:
         return Interval(curve, math.nan, math.nan)
-    table = np.log([list(errors[n])[:n_seeds] for n in sizes])
+    logarithms = np.log([list(errors[n])[:n_seeds] for n in sizes])
     drawn = np.random.default_rng(seed).integers(n_seeds, size=(_RESAMPLES, n_seeds))
-    found = [_crossing(sizes, table[:, rows].mean(axis=1).tolist(), math.log(target)) for rows in drawn]
-    low, high = np.quantile(found, [0.5 - _CONFIDENCE / 2, 0.5 + _CONFIDENCE / 2], method="inverted_cdf")
+    found = [_crossing(sizes, logarithms[:, rows].mean(axis=1).tolist(), math.log(target)) for rows in drawn]
+    low, high = np.quantile(found, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], method="inverted_cdf")
     return Interval(curve, float(low), float(high))
 
 
@@ -148,11 +114,6 @@ def _unit(quantity: str) -> str:
     return "meV" if quantity == "energy" else "meV/Å"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def _error_table(found: Findings, part: str, quantity: str) -> str:
     config, rows = found.config, []
     for n in config.labels:
@@ -161,7 +122,7 @@ def _error_table(found: Findings, part: str, quantity: str) -> str:
             values = found.errors(part, quantity, strategy, n)
             row.append(mean_interval(values).text(2) if values else "")
         rows.append(row)
-    return _table([f"labels of {config.high}", *config.strategies], rows)
+    return table([f"labels of {config.high}", *config.strategies], rows)
 
 
 def _price_table(found: Findings) -> str:
@@ -175,7 +136,7 @@ def _price_table(found: Findings) -> str:
             curve = found.curve(part, quantity, strategy)
             row.append(_price(labels_needed(curve, target), found.config.labels) if curve else "")
         rows.append(row)
-    return _table(["target", *found.config.strategies], rows)
+    return table(["target", *found.config.strategies], rows)
 
 
 def _price(needed: Interval, labels: Sequence[int]) -> str:
@@ -207,7 +168,7 @@ def hurting(found: Findings) -> list[str]:
                     continue
                 p = float(stats.ttest_ind(np.log(mine), np.log(theirs), equal_var=False).pvalue)
                 lines.append(
-                    f"{where}, {'**hurts**' if p < 1 - _CONFIDENCE else 'within the noise of seeds'} (p = {p:.2g})"
+                    f"{where}, {'**hurts**' if p < 1 - CONFIDENCE else 'within the noise of seeds'} (p = {p:.2g})"
                 )
     return lines
 
@@ -226,7 +187,7 @@ def _cost_table(found: Findings) -> str:
                 f"{np.median(stable):.1f} ({min(stable):.1f} to {max(stable):.1f})" if stable else "",
             ]
         )
-    return _table(["strategy", "what it does", "seconds of training", "ps of dynamics survived"], rows)
+    return table(["strategy", "what it does", "seconds of training", "ps of dynamics survived"], rows)
 
 
 def _draw(found: Findings, path: Path) -> None:
@@ -279,36 +240,4 @@ def write_report(config: TransferConfig, folder: Path) -> list[Path]:
         f" bootstrap over seeds for numbers of labels. Commit {made['commit']}, test data {made['test_digest']},"
         f" {made['n_parameters']} parameters, {made['processor']}."
     )
-    markdown, page = folder / "report.md", folder / "report.html"
-    body = "\n\n".join(f"## {title[0].upper()}{title[1:]}\n\n{text}" for title, text in sections)
-    markdown.write_text(f"# {config.name}\n\n{preface}\n\n![errors]({figure.name})\n\n{body}\n", encoding="utf-8")
-    page.write_text(_page(config.name, preface, figure, sections), encoding="utf-8")
-    return [markdown, page, figure]
-
-
-def _page(name: str, preface: str, figure: Path, sections: Sequence[tuple[str, str]]) -> str:
-    image = base64.b64encode(figure.read_bytes()).decode("ascii")
-    parts = [f"<h2>{html.escape(title[0].upper() + title[1:])}</h2>{_to_html(text)}" for title, text in sections]
-    style = "body{font:15px sans-serif;max-width:75em;margin:2em auto}td,th{padding:.2em .8em;text-align:left}"
-    return (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(name)}</title><style>{style}</style>'
-        f"<h1>{html.escape(name)}</h1><p>{html.escape(preface)}</p>"
-        f'<img style="max-width:100%" alt="errors" src="data:image/png;base64,{image}">{"".join(parts)}'
-    )
-
-
-def _to_html(text: str) -> str:
-    """A table or a list of the report as HTML."""
-    lines = text.splitlines()
-    if lines[0].startswith("|"):
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if " --- " not in line]
-        cells = ["".join(f"<{'td' if k else 'th'}>{_inline(c)}</{'td' if k else 'th'}>" for c in row)
-                 for k, row in enumerate(rows)]  # fmt: skip
-        return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
-    if lines[0].startswith("- "):
-        return "<ul>" + "".join(f"<li>{_inline(line[2:])}</li>" for line in lines) + "</ul>"
-    return f"<p>{_inline(text)}</p>"
-
-
-def _inline(text: str) -> str:
-    return html.escape(text).replace("**hurts**", "<b>hurts</b>").replace("`", "")
+    return write_pages(folder, config.name, preface, figure, sections)

@@ -12,9 +12,11 @@ import torch
 from mfm.cli import main
 from mfm.config import load_config, validate
 from mfm.data import open_dataset
-from mfm.transfer.grid import Layout, run_grid
+from mfm.study.cells import Layout
+from mfm.study.report import mean_interval
+from mfm.transfer.grid import run_grid
 from mfm.transfer.plan import STRATEGIES, Cell, TransferConfig
-from mfm.transfer.report import Findings, hurting, labels_needed, mean_interval, write_report
+from mfm.transfer.report import Findings, hurting, labels_needed, write_report
 from tests.morse import TINY, morse_store
 
 STEPS = 8

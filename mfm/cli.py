@@ -1,4 +1,4 @@
-"""Command line: ``mfm label | train | tune | transfer | eval | predict | data | ui | compare | sync | register``.
+"""Command line: ``mfm label | train | tune | transfer | eval | predict | density | data | ui | compare | …``.
 
 Subcommands import what they need when they run, so that ``mfm --help`` is instant.
 """
@@ -179,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_eval(commands)
     _add_predict(commands)
+    _add_density(commands)
     _add_tracking(commands)
     _add_data(commands)
     _add_label(commands)
@@ -190,6 +191,12 @@ def _add_transfer(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     from mfm.transfer.commands import register
 
     register(commands)
+
+
+def _add_density(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from mfm.evaluation.density_commands import register
+
+    register(commands, _CHECKPOINT)
 
 
 def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

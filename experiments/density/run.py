@@ -1,9 +1,9 @@
 """Electron densities of molecules that a model has not seen.
 
 Trains a density, with the charges and dipoles of the same electrons and with energies and forces, on the structures of
-a dataset that have density labels; molecules are held out. Then tells, for the held-out ones, how far the density is off
-beside the representation's own error and superposed free atoms, its electrons and its dipole, and how many cycles an
-SCF saves that starts from it. One JSON file per seed.
+a dataset that have density labels; molecules are held out. Then tells, for the held-out ones, how far the density is
+off beside the representation's own error and superposed free atoms, its electrons and its dipole, and how many cycles
+an SCF saves that starts from it. One JSON file per seed.
 """
 
 import argparse
@@ -138,9 +138,8 @@ def run(seed: int, data: Path, level: DensityFunctionalLevel, options: argparse.
 
     def describe(model: MFMModel) -> dict[str, Any]:
         store = open_dataset(data)
-        parts = by_molecule(
-            store, {"test": shares.get("test_fraction", 0.1), "train": 1 - shares.get("test_fraction", 0.1)}, 0
-        )
+        held_out = shares.get("test_fraction", DataConfig.model_fields["test_fraction"].default)
+        parts = by_molecule(store, {"test": held_out, "train": 1.0 - held_out}, 0)
         test = store.subset(parts["test"])
         return {
             "scf": scf_cycles(model, test, level, options.scf, fidelity),
@@ -255,7 +254,7 @@ def report(results: Path) -> str:
         "SCF cycles from PySCF's guess": summary(of_scf(lambda row: row["cycles_default"])),
         "from the predicted density": summary(of_scf(lambda row: row["cycles_predicted"])),
         "from the labelled density": summary(of_scf(lambda row: row["cycles_label"])),
-        "converged energies, largest difference, meV": summary([shift(cell["scf"]) for cell in cells if cell["scf"]], 4),
+        "converged energies, largest difference, meV": summary([shift(c["scf"]) for c in cells if c["scf"]], 4),
         "training step over energy and forces alone, all heads": summary([c["step_ratio"]["all"] for c in cells], 2),
         "likewise without the density": summary([c["step_ratio"]["without density"] for c in cells], 2),
         "density evaluation, million points × atoms per second": summary([c["points_per_second"] / 1e6 for c in cells]),

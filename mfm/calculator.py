@@ -17,8 +17,9 @@ __all__ = ["MFMCalculator"]
 
 _STATE_IN_INFO = ("charge", "spin", "multiplicity")
 _MECHANICAL = ["energy", "free_energy", "forces", "stress"]
-_ON_REQUEST = ("born_effective_charges", "charge_residual")
-"""What is not computed with every energy: it costs backward passes, or is of no use outside of training."""
+_ON_REQUEST = ("born_effective_charges", "charge_residual", "density")
+"""What is not computed with every energy: it costs backward passes, has a method of its own, or is of no use outside of
+training."""
 
 
 class MFMCalculator(Calculator):
@@ -238,6 +239,64 @@ class MFMCalculator(Calculator):
         asked = (["born_effective_charges"], self.fidelity)
         found = self._potential.evaluate(_structure(self._last(atoms)), quantities=asked).quantities
         return found["born_effective_charges"]
+
+    def density(self, points: np.ndarray, atoms: ase.Atoms | None = None, field: str = "density") -> np.ndarray:
+        """Electron density of a molecule, or what follows from it, at points.
+
+        Parameters
+        ----------
+        points : (n_points, 3), Å
+        atoms : ase.Atoms, optional
+            By default the structure of the last calculation.
+        field : {"density", "deformation", "potential"}
+            Electrons (e/Å³), electrons less those of superposed free atoms (e/Å³), electrostatic potential (V).
+
+        Returns
+        -------
+        (n_points,)
+
+        Raises
+        ------
+        ValueError
+            If the model has no density at the chosen fidelity, the structure is periodic, or there is none yet.
+        """
+        from mfm.density.fields import FIELDS, field_at
+
+        if field not in FIELDS:
+            raise ValueError(f"`field` must be one of {', '.join(FIELDS)}, got `{field}`")
+        return field_at(points, self._potential.density(_structure(self._last(atoms)), self.fidelity), field)
+
+    def write_cube(
+        self,
+        path: str | Path,
+        atoms: ase.Atoms | None = None,
+        field: str = "density",
+        step: float = 0.15,
+        margin: float = 3.0,
+    ) -> None:
+        """Write density, deformation density or potential as a cube file, in atomic units.
+
+        Parameters
+        ----------
+        atoms, field
+            See :meth:`density`.
+        step : float, Å
+            Distance of neighbouring points.
+        margin : float, Å
+            Least distance of a nucleus from the faces of the box.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`density`.
+        """
+        from mfm.density.fields import FIELDS, field_at, write_field
+
+        if field not in FIELDS:
+            raise ValueError(f"`field` must be one of {', '.join(FIELDS)}, got `{field}`")
+        structure = _structure(self._last(atoms))
+        density = self._potential.density(structure, self.fidelity)
+        write_field(path, structure, lambda points: field_at(points, density, field), field, step, margin)
 
     def gap(self, high: str, low: str, atoms: ase.Atoms | None = None) -> float:
         """Energy at one fidelity minus the energy at another, from one forward pass.

@@ -1,4 +1,4 @@
-"""Command line: ``mfm label | train | tune | distill | transfer | eval | predict | data | ui | compare | ...``.
+"""Command line: ``mfm label | train | tune | distill | transfer | eval | predict | density | data | ui | compare …``.
 
 Subcommands import what they need when they run, so that ``mfm --help`` is instant.
 """
@@ -180,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_distill(commands)
     _add_eval(commands)
     _add_predict(commands)
+    _add_density(commands)
     _add_tracking(commands)
     _add_data(commands)
     _add_label(commands)
@@ -193,6 +194,12 @@ def _add_studies(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     register_transfer(commands)
     register_scaling(commands)
+
+
+def _add_density(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from mfm.evaluation.density_commands import register
+
+    register(commands, _CHECKPOINT)
 
 
 def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

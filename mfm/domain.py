@@ -6,6 +6,7 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
+from mfm.density.basis import DensityBasis
 from mfm.fidelity import LevelOfTheory
 from mfm.structure import Structure
 
@@ -30,6 +31,8 @@ class Domain:
     """Spin multiplicities seen."""
     atomic_numbers: tuple[int, ...] = ()
     """Elements seen; what a model without energies, and so without references, can handle."""
+    density_bases: Mapping[str, DensityBasis] = dataclasses.field(default_factory=dict)
+    """Fidelity → basis of its densities, free atoms included, of the fidelities that have densities."""
 
     @property
     def elements(self) -> list[int]:
@@ -67,6 +70,7 @@ class Domain:
             **dataclasses.asdict(self),
             "references": {f: {str(z): e for z, e in known.items()} for f, known in self.references.items()},
             "levels": {fidelity: dataclasses.asdict(level) for fidelity, level in self.levels.items()},
+            "density_bases": {fidelity: basis.to_dict() for fidelity, basis in self.density_bases.items()},
         }
 
     @classmethod
@@ -80,4 +84,5 @@ class Domain:
             charges=tuple(content["charges"]),
             multiplicities=tuple(content["multiplicities"]),
             atomic_numbers=tuple(content.get("atomic_numbers", ())),
+            density_bases={f: DensityBasis.from_dict(b) for f, b in content.get("density_bases", {}).items()},
         )

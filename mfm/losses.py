@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mfm.density.whitening import orthonormal
 from mfm.graph import AtomicGraph
 from mfm.heads import TaskConfig
 from mfm.properties import PROPERTIES, parse_task
@@ -58,6 +59,9 @@ def _labelled_errors(
         unit = unit.masked_fill(is_paired, gap_scale)
     if row.grows:
         unit = unit * graph.atoms_per_structure()[present].unsqueeze(1)
+    if row.name == "density":
+        whole = error.new_zeros(graph.n_atoms, error.shape[1]).index_copy(0, present, error)
+        error = orthonormal(whole, graph, name).index_select(0, present)
     return error / unit, present
 
 
@@ -72,9 +76,9 @@ def loss_terms(
     """Terms of the loss of one batch; a missing label has no part in value or gradient.
 
     Energies enter per atom, so that large structures do not dominate; forces are averaged within a structure
-    first, for the same reason (Shoghi et al., ICLR 2024, arXiv:2310.16802), and so are charges and atomic dipoles.
-    Electronic properties are in units of their own size: there is no common unit that would tell how much an error of a
-    charge matters beside one of a dipole.
+    first, for the same reason (Shoghi et al., ICLR 2024, arXiv:2310.16802), and so are charges and atomic dipoles, and
+    the squared errors ∫ (Δρ − Δρ')² of densities. Electronic properties are in units of their own size: there is no
+    common unit that would tell how much an error of a charge matters beside one of a dipole.
 
     An anchored or conditioned level learns the gap to its base, E_f − E_base, from structures that carry both labels,
     in units of the gaps' own size. From the energies alone it would see a gap of 0.1 eV through errors of the base of

@@ -14,6 +14,7 @@ from mfm.derivatives import DERIVATIVES, derivatives_of, differentiable
 from mfm.domain import Domain
 from mfm.graph import AtomicGraph
 from mfm.heads import HEADS, TaskConfig
+from mfm.heads.base import PartSetting
 from mfm.heads.electrons import ElectronicHeads
 from mfm.heads.energy import EnergyHead
 from mfm.heads.joins import check_tasks, electronic, evaluation_order
@@ -100,7 +101,9 @@ class MFMModel(nn.Module):
         self.electrons: ElectronicHeads | None = None
         self.charge_state: ChargeState | None = None
         if electrons:
-            self.electrons = ElectronicHeads(electrons, n_scalars, self.backbone.n_equivariants, cutoff)
+            degree = config.backbone.equivariant_degree
+            setting = PartSetting(n_scalars, self.backbone.n_equivariants, degree, cutoff)
+            self.electrons = ElectronicHeads(electrons, setting, domain.density_bases)
             if self.electrons.has_charges and (self.long_range is None or self.long_range.shared_state is None):
                 self.charge_state = ChargeState(n_scalars, cutoff)
         # not a buffer: `.float()` would round it, and references must stay float64 until they are added
@@ -322,8 +325,10 @@ class MFMModel(nn.Module):
         outputs: dict[str, Tensor] = self.electrons(shared.pair(), graph, shared.state, names)
         is_periodic = graph.pbc.any(dim=1)
         for name, value in outputs.items():
-            if PROPERTIES[parse_task(name).property].isolated:
-                outputs[name] = value.masked_fill(is_periodic.view(-1, *[1] * (value.dim() - 1)), float("nan"))
+            row = PROPERTIES[parse_task(name).property]
+            if row.isolated:
+                hidden = is_periodic if row.per == "structure" else is_periodic.index_select(0, graph.batch)
+                outputs[name] = value.masked_fill(hidden.view(-1, *[1] * (value.dim() - 1)), float("nan"))
         return outputs
 
     def _from_parts(self, kind: str, graph: AtomicGraph, fidelity: str, shared: "_Shared") -> Tensor:

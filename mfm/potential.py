@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import vesin
 
+from mfm.density.evaluator import MolecularDensity
 from mfm.graph import Structure, build_graph
 from mfm.model import MFMModel, build_model
 from mfm.properties import parse_task
@@ -189,6 +190,34 @@ class Potential:
             forces={fidelity: values[f"forces_{fidelity}"] for fidelity in forces},
             stresses={fidelity: values[f"stress_{fidelity}"][0] for fidelity in stress},
             quantities={name: values[f"{name}_{quantities[1]}"] for name in quantities[0]},
+        )
+
+    def density(self, structure: Structure, fidelity: str) -> MolecularDensity:
+        """Electron density at a fidelity, in float64 whatever the network is.
+
+        Raises
+        ------
+        ValueError
+            If the model has no density at the fidelity, or the structure is periodic or otherwise one that the model
+            cannot evaluate.
+        """
+        if "density" not in self.properties(fidelity):
+            having = [name for name in self.fidelities if "density" in self.properties(name)]
+            known = ", ".join([*(["energy"] if self.has_energy(fidelity) else []), *self.properties(fidelity)])
+            raise ValueError(
+                f"a density needs a model that has one at `{fidelity}`, got one with {known}"
+                f" ({f'densities at {chr(44).join(having)}' if having else 'none at any fidelity'}); train a task"
+                f" `density_{fidelity}`"
+            )
+        self.model.domain.check(structure)
+        graph = build_graph(structure, self.model.cutoff, dtype=self.model.dtype).to(self.device)
+        with torch.no_grad():
+            rows = self.model.predict(graph, [f"density_{fidelity}"])[f"density_{fidelity}"]
+        return MolecularDensity(
+            torch.as_tensor(structure.positions, device=self.device),
+            graph.atomic_numbers,
+            rows,
+            self.model.domain.density_bases[fidelity],
         )
 
     def _reference_cell(self, structure: Structure) -> np.ndarray:

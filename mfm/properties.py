@@ -10,7 +10,12 @@ import functools
 import re
 from typing import Literal, NamedTuple
 
-__all__ = ["PROPERTIES", "Property", "Task", "get_property", "parse_task", "task_name"]
+__all__ = ["DENSITY_WIDTH", "PROPERTIES", "Property", "Task", "get_property", "parse_task", "task_name"]
+
+
+DENSITY_WIDTH = 128
+"""Room for the density coefficients of an atom: of def2-universal-jkfit, hydrogen needs 18, carbon 75, chlorine 128.
+How they are laid out says :class:`mfm.density.DensityBasis`."""
 
 
 class Property(NamedTuple):
@@ -81,6 +86,16 @@ PROPERTIES: dict[str, Property] = {
             1,
             True,
             "field derivative of the dipole",
+            isolated=True,
+        ),
+        Property(
+            "density",
+            "atom",
+            (DENSITY_WIDTH,),
+            "e",
+            1,
+            False,
+            "Gaussian coefficients of the electron density less free atoms; see mfm.density",
             isolated=True,
         ),
     )

@@ -1,6 +1,10 @@
 """Charges and moments of heads through the ASE calculator."""
 
+import dataclasses
+from pathlib import Path
+
 import ase
+import ase.io.cube
 import numpy as np
 import pytest
 import torch
@@ -11,11 +15,14 @@ from mfm import MFMCalculator
 from mfm.heads import HEADS
 from mfm.longrange import LatentEwaldConfig
 from mfm.model import MFMModel, ModelConfig, build_model
+from mfm.units import BOHR
+from tests.densities import toy_basis
 from tests.tiny import tiny_model
 
 
 def electronic_model(tasks: list[str], long_range: bool = False) -> MFMModel:
     plain = tiny_model()
+    domain = dataclasses.replace(plain.domain, density_bases={"dft": toy_basis(1, 6, 8)})
     config = ModelConfig.model_validate(
         {
             "backbone": {**plain.config.backbone.model_dump(), "equivariant_degree": 2},
@@ -23,7 +30,7 @@ def electronic_model(tasks: list[str], long_range: bool = False) -> MFMModel:
             "long_range": LatentEwaldConfig().model_dump() if long_range else None,
         }
     )
-    model = build_model(config, plain.domain, seed=0, dtype=torch.float64)
+    model = build_model(config, domain, seed=0, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -69,7 +76,8 @@ def test_results_hold_every_head_of_the_fidelity() -> None:
     atoms.calc = make(ALL)
     forces = atoms.get_forces()
     results = atoms.calc.results
-    shapes = {name: np.shape(results[name]) for name in HEADS}
+    shapes = {name: np.shape(results[name]) for name in HEADS if name != "density"}
+    assert "density" not in results  # of no use to a simulation
     assert shapes == {
         "charges": (9,), "atomic_dipoles": (9, 3), "dipole": (3,), "quadrupole": (3, 3), "polarizability": (3, 3),
     }  # fmt: skip
@@ -134,3 +142,37 @@ def test_a_head_goes_before_the_long_range_part() -> None:
     assert atoms.calc.results["energy_long_range"] != 0.0
     # the charges are the latent ones, the dipole has atomic dipoles beside them
     assert np.abs(dipole - charges @ atoms.positions).max() > 1e-4
+
+
+def test_density_at_points_and_in_cube_files(tmp_path: Path) -> None:
+    atoms = ethanol()
+    atoms.calc = make(["energy_dft", "energy_ccsdt", "density_dft"])
+    atoms.calc.write_cube(tmp_path / "a.cube", atoms, step=0.4, margin=2.0)
+    values, read = ase.io.cube.read_cube_data(str(tmp_path / "a.cube"))
+    np.testing.assert_allclose(read.positions, atoms.positions, atol=1e-5)
+    with (tmp_path / "a.cube").open() as file:
+        rows = [line.split() for line in file][2:6]
+    origin, steps = np.array(rows[0][1:], dtype=float), np.array([row[1:] for row in rows[1:]], dtype=float)
+    index = np.array([5, 4, 7])
+    point = (origin + index @ steps) * BOHR
+    here = atoms.calc.density(point[None], atoms)[0]
+    assert values[tuple(index)] * BOHR**-3 == pytest.approx(here, rel=1e-4)
+    free = here - atoms.calc.density(point[None], atoms, field="deformation")[0]
+    assert free > 0.0
+    assert np.isfinite(atoms.calc.density(np.eye(3), atoms, field="potential")).all()
+    assert atoms.get_potential_energy() < 0
+    np.testing.assert_allclose(atoms.calc.density(point[None])[0], here, rtol=1e-12)
+
+
+def test_densities_that_cannot_be_had() -> None:
+    atoms = ethanol()
+    atoms.calc = make(["energy_dft", "energy_ccsdt", "density_dft"], "ccsdt")
+    with pytest.raises(ValueError, match=r"got one with energy \(densities at dft\); train a task `density_ccsdt`"):
+        atoms.calc.density(np.zeros((1, 3)), atoms)
+    atoms.calc.fidelity = "dft"
+    with pytest.raises(ValueError, match="`field` must be one of density, deformation, potential, got `spin`"):
+        atoms.calc.write_cube("a.cube", atoms, field="spin")
+    with pytest.raises(ValueError, match=r"`points` must have shape \(n_points, 3\), in Å, got \(3,\)"):
+        atoms.calc.density(np.zeros(3), atoms)
+    with pytest.raises(ValueError, match="`density_dft` of a periodic structure depends on the choice of its cell"):
+        atoms.calc.density(np.zeros((1, 3)), bulk("C", cubic=True))

@@ -13,6 +13,7 @@ import pydantic
 import yaml
 
 from mfm.config import Config, read_yaml, validate
+from mfm.density.basis import DensityBasis
 from mfm.fidelity import LevelOfTheory
 from mfm.properties import PROPERTIES, get_property, parse_task
 from mfm.units import conversion_factor
@@ -64,6 +65,11 @@ Level = Annotated[
     LevelOfTheory,
     pydantic.BeforeValidator(_read_level),
     pydantic.PlainSerializer(dataclasses.asdict, return_type=dict[str, Any]),
+]
+Basis = Annotated[
+    DensityBasis,
+    pydantic.BeforeValidator(lambda value: DensityBasis.from_dict(value) if isinstance(value, Mapping) else value),
+    pydantic.PlainSerializer(DensityBasis.to_dict, return_type=dict[str, Any]),
 ]
 
 
@@ -120,6 +126,8 @@ class DatasetCard(Config):
     """Fidelity to energies of the isolated atoms by symbol, eV."""
     energy_zero: str = ""
     """What the energies count from, such as `total`, `free atoms` or `valence (GTH)`."""
+    density_bases: dict[str, Basis] = {}
+    """Fidelity to the basis that coefficients of its densities belong to."""
     noise_floor: dict[str, float] = {}
     """Task to the noise of its labels, in mfm's unit of the property."""
     test_molecules: tuple[str, ...] = ()

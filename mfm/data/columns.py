@@ -142,6 +142,10 @@ class ColumnBuilder:
                     f"label `{task}` has fidelity `{fidelity}`, whose level of theory the card does not give (known:"
                     f" {known}); add it to `levels`"
                 )
+            if parse_task(task).property == "density" and fidelity not in self._card.density_bases:
+                raise ValueError(
+                    f"label `{task}` needs the basis of its coefficients; add it to the card's `density_bases`"
+                )
 
     def _add(self, name: str, value: np.ndarray | float | int, ragged: bool = False) -> None:
         array = np.asarray(value, dtype=self._layout[name][0])

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from mfm.data.references import residual_energies
 from mfm.data.store import Store
 from mfm.data.targets import label_target
+from mfm.density.whitening import add_metric
 from mfm.graph import AtomicGraph, build_graph
 from mfm.properties import PROPERTIES, parse_task, task_name
 
@@ -19,7 +20,8 @@ class GraphDataset(Dataset[AtomicGraph]):
     """The records of a store as graphs with what a model learns.
 
     Energies are the labels minus the atomic references, subtracted in float64 before they become `dtype`; quadrupoles
-    lose their trace. A graph is built on its first use and kept, neighbours and all; do not change it in place.
+    lose their trace; with densities comes the metric of their errors. A graph is built on its first use and kept,
+    neighbours and all; do not change it in place.
 
     Parameters
     ----------
@@ -87,6 +89,11 @@ class GraphDataset(Dataset[AtomicGraph]):
                 )
         labels.update({task: np.asarray(self._residuals[task][item]) for task in self._residuals if task in labels})
         graph = build_graph(record.structure, self._cutoff, labels, self.tasks, dtype=self._dtype)
+        for task in self.tasks:
+            prop, fidelity = parse_task(task)
+            if prop == "density":
+                basis = self.store.card.density_bases[fidelity] if task in labels else None
+                add_metric(graph, task, record.structure, basis)
         if self._cache is not None:
             self._cache[item] = graph
         return graph

@@ -15,6 +15,7 @@ from mfm.data.readers.base import UNSPECIFIED
 from mfm.data.readers.hdf5 import open_hdf5
 from mfm.data.records import Record
 from mfm.data.store import Store
+from mfm.density.basis import merge_bases
 from mfm.fidelity import merge_levels
 
 __all__ = ["BENCHMARK_VARIABLE", "BUILTIN_FOLDER", "merge_stores", "open_dataset", "read_foreign"]
@@ -121,7 +122,7 @@ def merge_stores(stores: Sequence[Store], card: DatasetCard) -> Store:
     ValueError
         If one fidelity stands for two levels of theory, or for one that is not stated in two stores.
     """
-    levels = dict(card.levels)
+    levels, bases = dict(card.levels), dict(card.density_bases)
     for store in stores:
         unstated = [fidelity for fidelity in store.fidelities if store.card.levels[fidelity] == UNSPECIFIED]
         if unstated and len(stores) > 1:
@@ -130,7 +131,8 @@ def merge_stores(stores: Sequence[Store], card: DatasetCard) -> Store:
                 " joined with other data; name the levels in a card"
             )
         levels = merge_levels(levels, store.card.levels, f"`{store.card.name}`")
-    return Store.from_records(_merged(stores), card.replace(levels=levels))
+        bases = merge_bases(bases, store.card.density_bases)
+    return Store.from_records(_merged(stores), card.replace(levels=levels, density_bases=bases))
 
 
 def _merged(sources: Sequence[Iterable[Record]]) -> Iterator[Record]:

@@ -13,7 +13,10 @@ import torch
 
 from mfm.data.dataset import GraphDataset
 from mfm.data.store import Store
+from mfm.density.basis import merge_bases
+from mfm.density.whitening import orthonormal
 from mfm.derivatives import DERIVATIVES
+from mfm.evaluation.densities import density_errors
 from mfm.evaluation.metrics import Prediction, errors, errors_by_element, errors_by_group, report_unit
 from mfm.evaluation.plots import plot_parity, thinned
 from mfm.graph import AtomicGraph, collate
@@ -33,6 +36,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_IN_SPACE = {
+    "NMAE, %": "nmae_percent",
+    "of the fitted label, %": "nmae_fit_percent",
+    "of free atoms, %": "nmae_free_atoms_percent",
+    "dipole, mD": "dipole_millidebye",
+    "electrons, e": "electrons_e",
+}
+"""Columns of the table of densities, see :func:`mfm.evaluation.densities.density_errors`."""
 _MOST_ATOMS = 2048
 _MOST_POINTS = 5000
 """Points per task that are kept for comparisons with other models: 40 kB."""
@@ -82,8 +93,13 @@ class Evaluation:
 
     def to_markdown(self) -> str:
         """Table in Markdown, below a line on the dataset."""
-        table = self.rows()
-        return f"`{self.dataset}` ({self.n_structures} structures, digest {self.digest})\n\n{_table(table)}"
+        head = f"`{self.dataset}` ({self.n_structures} structures, digest {self.digest})\n\n{_table(self.rows())}"
+        densities = [
+            {"density": task} | {title: f"{found[key]:.3g}" if key in found else "" for title, key in _IN_SPACE.items()}
+            for task, found in self.metrics.items()
+            if parse_task(task).property == "density"
+        ]
+        return head + ("\n" + _table(densities) if densities else "")
 
     def groups_to_markdown(self, kind: Literal["element", "molecule"]) -> str:
         """Table of mean absolute errors, a row per element or molecule and a column per task."""
@@ -176,6 +192,8 @@ def evaluable(model: MFMModel, store: Store, tasks: Sequence[str] | None = None)
             continue
         name, fidelity = parse_task(task)
         if task in model.tasks:
+            if name == "density":
+                merge_bases(model.domain.density_bases, store.card.density_bases)  # refuses what cannot be compared
             direct.append(task)
         elif name in DERIVATIVES and f"energy_{fidelity}" in model.tasks:
             derivatives.append(task)
@@ -239,12 +257,14 @@ def _energy_of(task: str) -> str:
 def _compare(task: str, output: torch.Tensor, batch: AtomicGraph, first: int) -> Prediction:
     """Rows of one batch that have a label."""
     per_atom = PROPERTIES[parse_task(task).property].per == "atom"
-    target = batch[task].detach().cpu().double().numpy()
-    predicted = output.detach().cpu().double().numpy()
+    label, output = batch[task], output.detach()
+    labelled = torch.isfinite(label.flatten(1) if label.dim() > 1 else label.unsqueeze(1)).all(dim=1).cpu().numpy()
+    if parse_task(task).property == "density":
+        label, output = (orthonormal(rows, batch, task) for rows in (label, output))
+    target, predicted = (rows.cpu().double().numpy() for rows in (label.detach(), output))
     structure = batch.batch.cpu().numpy() if per_atom else np.arange(batch.n_structures)
     numbers = batch.atomic_numbers.cpu().numpy() if per_atom else None
     sizes = np.diff(batch.ptr.cpu().numpy())
-    labelled = ~np.isnan(target.reshape(len(target), -1)).any(axis=1)
     return Prediction(predicted, target, structure + first, sizes[structure], numbers).select(labelled)
 
 
@@ -291,12 +311,16 @@ def evaluate(
         task: dataclasses.replace(found, structure=rows[found.structure])
         for task, found in predict_labelled(model, batched(graphs, max_atoms), direct, derivatives).items()
     }
+    metrics = {task: errors(task, found) for task, found in predictions.items()}
+    for task in metrics:
+        if parse_task(task).property == "density":
+            metrics[task] |= density_errors(model, store, task)
     return Evaluation(
         dataset=store.card.name,
         digest=store.digest,
         n_structures=len(store),
         levels={fidelity: level.label for fidelity, level in store.card.levels.items()},
-        metrics={task: errors(task, found) for task, found in predictions.items()},
+        metrics=metrics,
         by_element={task: errors_by_element(task, found) for task, found in predictions.items()},
         by_molecule={task: errors_by_group(task, found, store.molecules) for task, found in predictions.items()},
         predictions=predictions,

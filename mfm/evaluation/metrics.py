@@ -1,6 +1,7 @@
 """Errors between predictions and labels, with the unit in every name."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +76,8 @@ def errors(task: str, prediction: Prediction) -> dict[str, float]:
     ----------
     task : str
         Decides unit and name; energies also get errors per atom, dipoles the mean length of the error's vector
-        (``mean_length_millidebye``) and errors in me Å.
+        (``mean_length_millidebye``) and errors in me Å, densities √(∫ (Δρ − Δρ')² / ∫ Δρ²) of all structures together
+        (``error_percent``); rows of theirs hold the coefficients of orthonormal functions.
 
     Returns
     -------
@@ -90,6 +92,9 @@ def errors(task: str, prediction: Prediction) -> dict[str, float]:
         per_atom = difference / prediction.n_atoms
         found[f"mae_{unit.suffix}_per_atom"] = _mae(per_atom)
         found[f"rmse_{unit.suffix}_per_atom"] = _rmse(per_atom)
+    if parse_task(task).property == "density":
+        size = np.square(prediction.target.astype(np.float64)).sum() * unit.factor**2
+        found["error_percent"] = 100.0 * float(np.sqrt(np.square(difference).sum() / size)) if size > 0 else math.inf
     if parse_task(task).property == "dipole":
         found[f"mean_length_{unit.suffix}"] = float(np.linalg.norm(difference, axis=1).mean())
         other = difference * (_IN_INTERNAL.factor / unit.factor)

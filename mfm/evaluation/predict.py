@@ -40,7 +40,8 @@ def predict_structures(
     ------
     dict
         ``energy_{fidelity}`` (), eV, ``forces_{fidelity}`` (n_atoms, 3), eV/Å, every other task of the fidelities, and
-        the quantities. What only molecules have, such as dipoles, is left out for periodic structures.
+        the quantities. What only molecules have, such as dipoles, is left out for periodic structures, and so are
+        densities, which :meth:`mfm.calculator.MFMCalculator.density` gives.
 
     Raises
     ------
@@ -51,7 +52,7 @@ def predict_structures(
     unknown = sorted(set(wanted) - set(model.fidelities))
     if unknown:
         raise ValueError(f"`fidelity` must be one of {', '.join(model.fidelities)}, got `{unknown[0]}`")
-    tasks = [task for task in model.tasks if parse_task(task).fidelity in wanted]
+    tasks = [task for task in model.tasks if parse_task(task).fidelity in wanted and not task.startswith("density_")]
     derivatives = [f"forces_{parse_task(task).fidelity}" for task in tasks if task in model.energies] if forces else []
     device = next(model.parameters()).device
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from mfm.graph import AtomicGraph
-from mfm.heads.base import AtomicPart, AtomicTensor, Head, Moments
+from mfm.heads.base import AtomicPart, AtomicTensor, Head, Moments, PartSetting
 
 __all__ = ["HEAD", "AtomicDipoles", "atomic_dipoles"]
 
@@ -13,11 +13,11 @@ class AtomicDipoles(AtomicPart):
 
     degree = 1
 
-    def __init__(self, n_scalars: int, n_channels: int) -> None:
+    def __init__(self, setting: PartSetting) -> None:
         super().__init__()
-        self.tensor = AtomicTensor(1, n_scalars, n_channels)
+        self.tensor = AtomicTensor(1, setting.n_scalars, setting.n_channels)
 
-    def forward(self, scalars: Tensor, equivariants: Tensor, atomic_numbers: Tensor) -> Tensor:
+    def forward(self, scalars: Tensor, equivariants: Tensor, graph: AtomicGraph) -> Tensor:
         """(n_atoms, 3)."""
         dipoles: Tensor = self.tensor(scalars, equivariants)
         return dipoles

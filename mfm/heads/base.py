@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mfm.config import Config
+from mfm.density.basis import DensityBasis
 from mfm.graph import AtomicGraph
 
-__all__ = ["AtomicPart", "AtomicTensor", "Head", "Moments", "TaskConfig"]
+__all__ = ["AtomicPart", "AtomicTensor", "Head", "Moments", "PartSetting", "TaskConfig"]
 
 
 class TaskConfig(Config):
@@ -52,13 +53,30 @@ Moments = Mapping[str, Tensor]
 """Quantities of the atoms at one fidelity: ``charges`` (n_atoms,), e, float64, and what the parts of heads learn."""
 
 
+class PartSetting(NamedTuple):
+    """What a learned quantity is made for."""
+
+    n_scalars: int
+    """Channels of the scalar features."""
+    n_channels: int
+    """Channels of the equivariant features."""
+    degree: int
+    """Highest degree of the equivariant features."""
+    cutoff: float
+    """Radius of the graphs, Å."""
+    density_basis: DensityBasis | None = None
+    """Basis of the fidelity's densities, if it has any."""
+    is_correction: bool = False
+    """Whether it is added to that of another fidelity."""
+
+
 class AtomicPart(nn.Module):
-    """A learned quantity of atoms, zero before training; made as ``part(n_scalars, n_channels)``."""
+    """A learned quantity of atoms, zero before training; made as ``part(PartSetting(…))``."""
 
     degree: int
-    """Degree of the equivariant features it reads; 0 if none."""
+    """Degree of the equivariant features it needs; 0 if none."""
 
-    def forward(self, scalars: Tensor, equivariants: Tensor, atomic_numbers: Tensor) -> Tensor:
+    def forward(self, scalars: Tensor, equivariants: Tensor, graph: AtomicGraph) -> Tensor:
         """Quantity of every atom from the features, see :class:`mfm.backbones.Features`."""
         raise NotImplementedError
 

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mfm.density.basis import DensityBasis
 from mfm.graph import AtomicGraph
 from mfm.heads import HEADS, TaskConfig
+from mfm.heads.base import PartSetting
 from mfm.heads.joins import CHARGES, part_bases
 from mfm.nn.charge_state import Charges, ChargeState
 from mfm.nn.moments import polarisation, sum_over_atoms
@@ -25,22 +27,37 @@ class ElectronicHeads(nn.Module):
     ----------
     tasks : mapping of str to TaskConfig
         Tasks of the model; energies among them are left alone.
-    n_scalars, n_channels : int
-        Channels of the backbone's scalars and equivariants.
-    cutoff : float, Å
+    setting : PartSetting
+        What the backbone gives; the rest of it depends on the fidelity.
+    density_bases : mapping of str to DensityBasis
+        Fidelity to the basis of its densities.
+
+    Raises
+    ------
+    ValueError
+        If a density has no basis, or is anchored to one in another basis.
     """
 
-    def __init__(self, tasks: Mapping[str, TaskConfig], n_scalars: int, n_channels: int, cutoff: float) -> None:
+    def __init__(
+        self, tasks: Mapping[str, TaskConfig], setting: PartSetting, density_bases: Mapping[str, DensityBasis]
+    ) -> None:
         super().__init__()
         self.bases = part_bases(tasks)
+        _check_density_bases(self.bases, density_bases)
         kinds = {part: kind for head in HEADS.values() for part, kind in head.parts.items()}
         self.parts = nn.ModuleDict(
-            {f"{p}_{f}": kinds[p](n_scalars, n_channels) for f, p in self._ordered(tasks) if p != CHARGES}
+            {
+                f"{p}_{f}": kinds[p](
+                    setting._replace(density_basis=density_bases.get(f), is_correction=self.bases[f, p] is not None)
+                )
+                for f, p in self._ordered(tasks)
+                if p != CHARGES
+            }
         )
         charged = [fidelity for fidelity, part in self._ordered(tasks) if part == CHARGES]
         first = next((fidelity for fidelity in charged if self.bases[fidelity, CHARGES] is None), None)
         self.offsets = nn.ModuleDict(
-            {f: ChargeState(n_scalars, cutoff, is_correction=True) for f in charged if f != first}
+            {f: ChargeState(setting.n_scalars, setting.cutoff, is_correction=True) for f in charged if f != first}
         )
         self.has_charges = bool(charged)
 
@@ -109,7 +126,22 @@ class ElectronicHeads(nn.Module):
         known: dict[tuple[str, str], Tensor],
     ) -> Tensor:
         if (fidelity, part) not in known:
-            value: Tensor = self.parts[f"{part}_{fidelity}"](*features, graph.atomic_numbers)
+            value: Tensor = self.parts[f"{part}_{fidelity}"](*features, graph)
             base = self.bases[fidelity, part]
             known[fidelity, part] = value if base is None else value + self._part(base, part, features, graph, known)
         return known[fidelity, part]
+
+
+def _check_density_bases(bases: Mapping[tuple[str, str], str | None], known: Mapping[str, DensityBasis]) -> None:
+    for (fidelity, part), base in bases.items():
+        if not part.startswith("density"):
+            continue
+        if fidelity not in known:
+            raise ValueError(
+                f"task `density_{fidelity}` needs a basis, which comes with labels: name their file as `data.densities`"
+            )
+        if base is not None and known[base] != known[fidelity]:
+            raise ValueError(
+                f"task `density_{fidelity}` must have the basis and the free atoms of the density it is anchored to,"
+                f" got `{known[fidelity].name}` beside `{known[base].name}` of `{base}`; let it be independent"
+            )

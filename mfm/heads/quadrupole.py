@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mfm.graph import AtomicGraph
 from mfm.heads.atomic_dipoles import AtomicDipoles
-from mfm.heads.base import AtomicPart, AtomicTensor, Head, Moments
+from mfm.heads.base import AtomicPart, AtomicTensor, Head, Moments, PartSetting
 from mfm.nn.harmonics import second_degree_matrices
 from mfm.nn.moments import relative_positions, sum_over_atoms, traceless
 
@@ -18,12 +18,12 @@ class AtomicQuadrupoles(AtomicPart):
     degree = 2
     matrices: Tensor
 
-    def __init__(self, n_scalars: int, n_channels: int) -> None:
+    def __init__(self, setting: PartSetting) -> None:
         super().__init__()
-        self.tensor = AtomicTensor(2, n_scalars, n_channels)
+        self.tensor = AtomicTensor(2, setting.n_scalars, setting.n_channels)
         self.register_buffer("matrices", torch.as_tensor(second_degree_matrices()), persistent=False)
 
-    def forward(self, scalars: Tensor, equivariants: Tensor, atomic_numbers: Tensor) -> Tensor:
+    def forward(self, scalars: Tensor, equivariants: Tensor, graph: AtomicGraph) -> Tensor:
         """(n_atoms, 3, 3)."""
         return torch.einsum("nm,mab->nab", self.tensor(scalars, equivariants), self.matrices)
 

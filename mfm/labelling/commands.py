@@ -247,7 +247,7 @@ def _run_export(options: argparse.Namespace) -> int:
         for identifier, fidelity in store.fidelities().items():
             level = store.levels()[identifier]
             if any(key.startswith(f"{identifier}|density") for key in store.request_keys()):
-                count = write_densities(store, fidelity, level, options.density)
+                count = write_densities(store, fidelity, level, options.density, rules)
                 lines.append(f"{options.density}: {count} densities at {fidelity}")
     sys.stdout.write("\n".join([*lines, f"look into it: mfm data info {options.out}"]) + "\n")
     return 0

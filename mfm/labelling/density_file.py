@@ -1,35 +1,30 @@
-"""Density coefficients of a labelling store as a file of their own: ragged, because elements differ in functions."""
+"""Density coefficients of a labelling store as a dataset of their own: they take a kilobyte an atom."""
 
 from pathlib import Path
-from typing import NamedTuple
 
-import ase.data
-import h5py
-import numpy as np
-
-from mfm.labelling.density_fit import basis_layout
-from mfm.labelling.export import QualityRules, accepted_rows
+from mfm.data.card import DatasetCard
+from mfm.data.records import Record
+from mfm.data.store import write_store
+from mfm.labelling.density_basis import density_basis
+from mfm.labelling.export import QualityRules, accepted_rows, whole_provenance
 from mfm.labelling.levels import DensityFunctionalLevel, Level
 from mfm.labelling.store import LabelStore
+from mfm.properties import task_name
+from mfm.units import BOHR
 
-__all__ = ["DensityRow", "read_densities", "write_densities"]
+__all__ = ["write_densities"]
 
-
-class DensityRow(NamedTuple):
-    """Deformation density of one structure."""
-
-    hash: str
-    """Content hash of the structure."""
-    coefficients: np.ndarray
-    """(n_functions,), atomic units; see :mod:`mfm.labelling.density_fit`."""
-    error: float
-    """NMAE of the fit, percent: no model can be shown to be better than this."""
+_FLAGS = ("density_error", "density_baseline")
 
 
-def write_densities(store: LabelStore, fidelity: str, level: Level, path: str | Path) -> int:
-    """Write the coefficients of one fidelity as HDF5, single precision; returns the number of structures.
+def write_densities(
+    store: LabelStore, fidelity: str, level: Level, path: str | Path, rules: QualityRules | None = None
+) -> int:
+    """Write the densities of one fidelity as a dataset; returns the number of structures.
 
-    Attributes of the file name the fitting basis, and for each element the degrees of its shells in order.
+    Its card holds the basis, free atoms included. Flags ``density_error_{fidelity}`` and
+    ``density_baseline_{fidelity}`` are the NMAE of the fit and of the free atoms alone, percent: no model can be shown
+    to be better than the former.
 
     Raises
     ------
@@ -37,33 +32,30 @@ def write_densities(store: LabelStore, fidelity: str, level: Level, path: str | 
         If there are none.
     """
     samples = store.samples()
-    accepted = accepted_rows(store, QualityRules())[0].get(fidelity, {})
+    accepted = accepted_rows(store, rules or QualityRules(), samples)[0].get(fidelity, {})
     rows = [accepted[key] for key in samples if key in accepted and "density_coefficients" in accepted[key].values]
     if not rows or not isinstance(level, DensityFunctionalLevel):
         raise ValueError(
-            f"densities must have been asked for, got none at `{fidelity}` in {store.path}; label with --density"
+            f"densities must have been asked for, got none at `{fidelity}` in {store.path}; label with --extras density"
         )
-    numbers = sorted({int(z) for row in rows for z in samples[row.hash].structure.atomic_numbers})
-    layout = basis_layout(level.fitting_basis, [ase.data.chemical_symbols[z] for z in numbers])
-    lengths = [len(row.values["density_coefficients"]) for row in rows]
-    with h5py.File(path, "w") as file:
-        file.attrs.update({"fidelity": fidelity, "level": level.identifier, "basis": level.fitting_basis})
-        for symbol, degrees in layout.items():
-            file.attrs[f"shells_{symbol}"] = degrees
-        file["hashes"] = [row.hash for row in rows]
-        file["offsets"] = np.concatenate([[0], np.cumsum(lengths)])
-        file["errors"] = np.array([row.flags["density_error"] for row in rows], dtype=np.float32)
-        every = np.concatenate([row.values["density_coefficients"] for row in rows]).astype(np.float32)
-        file.create_dataset("coefficients", data=every, compression="gzip", shuffle=True)
-    return len(rows)
-
-
-def read_densities(path: str | Path) -> list[DensityRow]:
-    """Read what :func:`write_densities` wrote."""
-    with h5py.File(path) as file:
-        offsets, every = file["offsets"][:], file["coefficients"][:]
-        hashes, errors = file["hashes"].asstr()[:], file["errors"][:]
-    return [
-        DensityRow(str(name), every[start:stop], float(error))
-        for name, start, stop, error in zip(hashes, offsets[:-1], offsets[1:], errors, strict=True)
-    ]
+    numbers = {int(z) for row in rows for z in samples[row.hash].structure.atomic_numbers}
+    basis = density_basis(level.basis, level.fitting_basis, numbers)
+    records = []
+    for row in rows:
+        sample = samples[row.hash]
+        # functions normalised in Å instead of bohr
+        coefficients = row.values["density_coefficients"] * BOHR**-1.5
+        labels = {task_name("density", fidelity): basis.to_rows(coefficients, sample.structure.atomic_numbers)}
+        flags = {f"{name}_{fidelity}": row.flags[name] for name in _FLAGS}
+        records.append(Record(sample.structure, labels, sample.molecule, sample.origin, flags))
+    provenance = whole_provenance(store)
+    card = DatasetCard(
+        name=Path(path).stem,
+        description="Electron densities, as the deformation of superposed free atoms in a Gaussian basis.",
+        source="computed by mfm",
+        levels={fidelity: level.level_of_theory(provenance.get("pyscf", ""))},
+        density_bases={fidelity: basis},
+        provenance=provenance,
+    )
+    write_store(path, records, card)
+    return len(records)

@@ -11,14 +11,14 @@ Components follow PySCF and :mod:`mfm.nn.harmonics`: p is (x, y, z), l ≥ 2 run
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
 from pyscf import df, dft, gto, scf
 
-__all__ = ["DensityFit", "basis_layout", "fit_deformation_density"]
+__all__ = ["DensityFit", "auxiliary_blocks", "fit_deformation_density", "free_atoms"]
 
 _Y00, _Y1 = np.sqrt(1 / (4 * np.pi)), np.sqrt(3 / (4 * np.pi))
 _BLOCK_BYTES = 2**28
@@ -29,30 +29,13 @@ class DensityFit(NamedTuple):
     """Result of :func:`fit_deformation_density`."""
 
     coefficients: np.ndarray
-    """(n_functions,), atoms in order, shells of an atom as :func:`basis_layout` lists them."""
+    """(n_functions,), atoms in order, shells of an atom as :mod:`mfm.labelling.density_basis` has them."""
     error: float
     """NMAE: ∫ |fitted ρ − ρ| / ∫ ρ in percent, free atoms included, all electrons."""
     baseline: float
     """The same for the free atoms alone, percent."""
     dipole_error: float
     """Largest component of the fitted minus the exact dipole, e bohr."""
-
-
-def basis_layout(fitting_basis: str, elements: Sequence[str]) -> dict[str, list[int]]:
-    """Degree l of each shell of each element, in the order of the coefficients; a shell has 2 l + 1 of them.
-
-    Examples
-    --------
-    >>> basis_layout("def2-universal-jkfit", ["H"])
-    {'H': [0, 0, 1, 1, 2, 2]}
-    """
-    layout = {}
-    for symbol in elements:
-        # electrons do not matter here, only functions do: any even number of them is accepted
-        electrons = gto.charge(symbol)
-        atom = gto.M(atom=[(symbol, (0, 0, 0))], basis=fitting_basis, charge=electrons, verbose=0)
-        layout[symbol] = [atom.bas_angular(k) for k in range(atom.nbas) for _ in range(atom.bas_nctr(k))]
-    return layout
 
 
 def fit_deformation_density(
@@ -75,7 +58,7 @@ def fit_deformation_density(
     DensityFit
     """
     auxiliary = df.make_auxmol(molecule, fitting_basis)
-    free = _free_atoms(molecule)
+    free = free_atoms(molecule)
     difference = density - free
     metric = auxiliary.intor("int2c2e")
     moments = _moments_of_functions(auxiliary)  # (4, n_functions)
@@ -96,8 +79,8 @@ def fit_deformation_density(
     return DensityFit(coefficients, error, baseline, dipole_error)
 
 
-def _free_atoms(molecule: gto.Mole) -> np.ndarray:
-    """Density matrix of the free atoms."""
+def free_atoms(molecule: gto.Mole) -> np.ndarray:
+    """Density matrix (n_orbitals, n_orbitals) of the spherical free atoms."""
     with warnings.catch_warnings():
         # PySCF 2.14 calls a function of its own that it has deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -127,19 +110,24 @@ def _moments_of_functions(auxiliary: gto.Mole) -> np.ndarray:
     return moments
 
 
-def _coulomb_projection(molecule: gto.Mole, auxiliary: gto.Mole, difference: np.ndarray) -> np.ndarray:
-    """b_P = Σ_μν ΔD_μν (μν|P), in blocks of auxiliary shells."""
+def auxiliary_blocks(molecule: gto.Mole, auxiliary: gto.Mole) -> Iterator[tuple[slice, np.ndarray]]:
+    """Integrals (μν|P), (n_orbitals, n_orbitals, n), in blocks of auxiliary functions P."""
     offsets = auxiliary.ao_loc_nr()
     n_orbitals = molecule.nao_nr()
     per_block = max(int(_BLOCK_BYTES // (8 * n_orbitals**2)), 32)
-    blocks, start = [], 0
+    start = 0
     while start < auxiliary.nbas:
         stop = max(int(np.searchsorted(offsets, offsets[start] + per_block, side="right")) - 1, start + 1)
         slices = (0, molecule.nbas, 0, molecule.nbas, start, stop)
         integrals = df.incore.aux_e2(molecule, auxiliary, intor="int3c2e", aosym="s1", shls_slice=slices)
-        blocks.append(np.einsum("ijp,ij->p", integrals, difference))
+        yield slice(int(offsets[start]), int(offsets[stop])), integrals
         start = stop
-    return np.concatenate(blocks)
+
+
+def _coulomb_projection(molecule: gto.Mole, auxiliary: gto.Mole, difference: np.ndarray) -> np.ndarray:
+    """b_P = Σ_μν ΔD_μν (μν|P)."""
+    blocks = auxiliary_blocks(molecule, auxiliary)
+    return np.concatenate([np.einsum("ijp,ij->p", integrals, difference) for _, integrals in blocks])
 
 
 def _errors(

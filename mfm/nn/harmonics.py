@@ -111,3 +111,23 @@ class SphericalHarmonics(nn.Module):
             matrix = self.get_buffer(f"raise_{degree}")
             columns.append(product.flatten(1) @ matrix)
         return torch.cat(columns, dim=1)
+
+    def solid(self, vectors: Tensor) -> Tensor:
+        """Solid harmonics r^l Y_lm: polynomials, for vectors that stand in columns, which many points do fastest.
+
+        Parameters
+        ----------
+        vectors : (3, n)
+            Of any length.
+
+        Returns
+        -------
+        ((max_degree + 1)², n)
+        """
+        rows = [torch.ones_like(vectors[:1])]
+        if self.max_degree > 0:
+            rows.append(3.0**0.5 * vectors)
+        for degree in range(1, self.max_degree):
+            product = rows[-1].unsqueeze(1) * vectors.unsqueeze(0)  # (2l+1, 3, n)
+            rows.append(self.get_buffer(f"raise_{degree}").T @ product.flatten(0, 1))
+        return torch.cat(rows)

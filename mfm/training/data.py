@@ -8,11 +8,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from mfm.data.joining import join_labels
 from mfm.data.opening import open_dataset
 from mfm.data.references import ReferenceMethod, References, fit_references, references_beside, residual_energies
 from mfm.data.sampling import AtomBudgetBatchSampler
 from mfm.data.splits import Split, by_file, by_molecule, random_frames
 from mfm.data.store import Store
+from mfm.density.basis import DensityBasis, merge_bases
 from mfm.fidelity import merge_levels
 from mfm.graph import AtomicGraph, collate, neighbour_list
 from mfm.heads import TaskConfig
@@ -32,6 +34,7 @@ __all__ = [
     "prepare_data",
     "stage_derivatives",
     "stage_sampler",
+    "wanted_bases",
 ]
 
 logger = logging.getLogger(__name__)
@@ -145,7 +148,9 @@ def prepare_data(config: DataConfig, tasks: Sequence[str], inherited: Collection
         raise ValueError("`data.replay` is for a model that starts from another one; give its checkpoint (`--from`)")
     replayed = _replayed(config.replay, inherited)
     levels = merge_levels(train.card.levels, replayed.card.levels, "`data.replay`")
-    both = Store.from_records(itertools.chain(train, replayed), train.card.replace(levels=levels))
+    bases = merge_bases(train.card.density_bases, replayed.card.density_bases)
+    card = train.card.replace(levels=levels, density_bases=bases)
+    both = Store.from_records(itertools.chain(train, replayed), card)
     return RunData(both, valid, test, len(replayed), config.replay.share)
 
 
@@ -180,7 +185,8 @@ def _divide(store: Store, config: DataConfig, wanted: Sequence[str]) -> Split:
 
 def _open(config: DataConfig, source: str) -> Store:
     asked = {"format": config.format, "fidelity": config.fidelity, "keys": config.keys, "units": config.units}
-    return open_dataset(source, **{name: value for name, value in asked.items() if value})  # type: ignore[arg-type]
+    store = open_dataset(source, **{name: value for name, value in asked.items() if value})  # type: ignore[arg-type]
+    return store if config.densities is None else join_labels(store, open_dataset(config.densities))
 
 
 def _labelled(store: Store, fidelities: set[str]) -> Store:
@@ -225,7 +231,14 @@ def fit_domain(
         charges=tuple(sorted({charge for charge, _ in store.charge_states})),
         multiplicities=tuple(sorted({multiplicity for _, multiplicity in store.charge_states})),
         atomic_numbers=tuple(store.elements),
+        density_bases=wanted_bases(store, tasks),
     )
+
+
+def wanted_bases(store: Store, tasks: Collection[str]) -> dict[str, DensityBasis]:
+    """Fidelity → basis of the densities that tasks predict, as far as the data have it."""
+    known = store.card.density_bases
+    return {f: known[f] for prop, f in map(parse_task, tasks) if prop == "density" and f in known}
 
 
 def _references(store: Store, tasks: Mapping[str, TaskConfig], method: ReferenceMethod) -> References:

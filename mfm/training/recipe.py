@@ -40,6 +40,8 @@ class DataConfig(Config):
     """Dataset for validation; taken from `train` by `split` if not given."""
     test: str | None = None
     """Dataset for the final table; taken from `train` by `split` if not given."""
+    densities: str | None = None
+    """Dataset with density coefficients (``mfm label export --density``) of the structures of the others."""
     split: str = pydantic.Field("by_molecule", pattern=r"^(by_molecule|random_frames|.+\.json)$")
     """``by_molecule`` keeps the geometries of a molecule together, ``random_frames`` does not (for a single molecule);
     or a file that ``mfm data split`` wrote."""

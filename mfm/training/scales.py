@@ -6,6 +6,7 @@ import numpy as np
 
 from mfm.data.store import Store
 from mfm.data.targets import label_target
+from mfm.density.metric import overlap_matrix
 from mfm.heads import TaskConfig
 from mfm.heads.joins import electronic
 from mfm.properties import PROPERTIES, parse_task, task_name
@@ -16,6 +17,8 @@ __all__ = ["gap_scales", "label_gaps", "label_scales"]
 _SMALLEST_GAP = 1e-3
 """Gap, eV per atom or in units of the label's size, below which two levels count as equal: nothing is gained by
 resolving less."""
+_SAMPLED = 100
+"""Structures whose overlap integrals tell the size of densities."""
 
 
 def gap_scales(
@@ -41,7 +44,7 @@ def label_scales(store: Store, tasks: Mapping[str, TaskConfig]) -> dict[str, flo
     products = [task_name("hessian_product", parse_task(name).fidelity) for name in tasks if name.startswith("energy_")]
     for name in (*electronic(tasks), *products):
         if store.coverage(name).any():
-            found[name] = _rms(_targets(store, name)) or 1.0
+            found[name] = _size(store, name) or 1.0
     return found
 
 
@@ -53,9 +56,29 @@ def label_gaps(store: Store, tasks: Mapping[str, TaskConfig]) -> dict[str, float
             continue
         paired = store.subset(store.coverage(name) & store.coverage(task.anchor))
         if len(paired):
-            one, other = (_targets(paired, which) for which in (name, task.anchor))
-            found[name] = max(_rms(one - other), _SMALLEST_GAP * (_rms(other) or 1.0))
+            base = _size(paired, task.anchor)
+            found[name] = max(_size(paired, name, task.anchor), _SMALLEST_GAP * (base or 1.0))
     return found
+
+
+def _size(store: Store, task: str, base: str | None = None) -> float:
+    """Root mean square component of the labels of a task, less those of its base if one is named."""
+    if parse_task(task).property == "density":
+        return _density_size(store, task, base)
+    values = _targets(store, task)
+    return _rms(values if base is None else values - _targets(store, base))
+
+
+def _density_size(store: Store, task: str, base: str | None) -> float:
+    """The same for densities, component of orthonormal functions: √(∫ Δρ² per number that a row of an atom holds)."""
+    labelled = np.flatnonzero(store.coverage(task))
+    rows = labelled[np.unique(np.linspace(0, len(labelled) - 1, min(len(labelled), _SAMPLED)).astype(int))]
+    basis, squares = store.card.density_bases[parse_task(task).fidelity], []
+    for record in (store[int(row)] for row in rows):
+        values = record.labels[task] if base is None else record.labels[task] - record.labels[base]
+        coefficients = basis.from_rows(values, record.structure.atomic_numbers)
+        squares.append(coefficients @ overlap_matrix(record.structure, basis) @ coefficients / values.size)
+    return float(np.sqrt(np.mean(squares)))
 
 
 def _targets(store: Store, task: str) -> np.ndarray:

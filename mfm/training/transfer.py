@@ -17,6 +17,7 @@ from mfm.data.references import (
     shifted_references,
 )
 from mfm.data.store import Store
+from mfm.density.basis import DensityBasis, merge_bases
 from mfm.evaluation.evaluate import batched
 from mfm.fidelity import merge_levels
 from mfm.graph import build_graph
@@ -24,7 +25,7 @@ from mfm.heads import TaskConfig
 from mfm.heads.joins import CHARGES, evaluation_order
 from mfm.model import Domain, MFMModel, ModelConfig, build_model
 from mfm.properties import parse_task
-from mfm.training.data import fit_domain
+from mfm.training.data import fit_domain, wanted_bases
 from mfm.training.recipe import RunConfig
 
 __all__ = ["adopt", "drop_unusable", "inherit_domain", "start_from"]
@@ -156,7 +157,27 @@ def inherit_domain(parent: MFMModel, tasks: Mapping[str, TaskConfig], store: Sto
         multiplicities=tuple(sorted({*old.multiplicities, *(number for _, number in store.charge_states)})),
         atomic_numbers=tuple(sorted({*old.elements, *store.elements})),
         scale=old.scale if parent.energies else fit_domain(store, energies, parent.cutoff, method).scale,
+        density_bases=_density_bases(old.density_bases, wanted_bases(store, tasks)),
     )
+
+
+def _density_bases(old: Mapping[str, DensityBasis], new: Mapping[str, DensityBasis]) -> dict[str, DensityBasis]:
+    """The parent's bases and those of the data.
+
+    Raises
+    ------
+    ValueError
+        If they differ, or the data have elements that the parent's weights have no place for.
+    """
+    for fidelity, both in merge_bases(old, new).items():
+        if fidelity in old and both != old[fidelity]:
+            raise ValueError(
+                f"`density_{fidelity}` of the parent must know the elements of the new densities,"
+                f" {', '.join(chemical_symbols[z] for z in new[fidelity].elements)}, got"
+                f" {', '.join(chemical_symbols[z] for z in old[fidelity].elements)}; train it anew under another"
+                " fidelity"
+            )
+    return {**new, **old}
 
 
 def _references(

@@ -11,6 +11,7 @@ from mfm.graph import Structure
 from mfm.heads import HEADS
 from mfm.longrange import LatentEwaldConfig
 from mfm.model import Domain, MFMModel, ModelConfig, build_model
+from tests.densities import toy_basis
 
 JOINS = {
     "independent": {"energy_low": {}, "energy_high": {}},
@@ -59,6 +60,7 @@ def make_model(
         charges=(-1, 0, 1),
         multiplicities=(1, 2, 3),
         atomic_numbers=(1, 6, 8, 11, 17),
+        density_bases=dict.fromkeys(("low", "high"), toy_basis(1, 6, 8, 11, 17)),
     )
     tasks = {**(JOINS[join] if join else {}), **(HEAD_JOINS[head_join] if head_join else {})}
     config = ModelConfig(backbone=backbone(cutoff=4.0), tasks=tasks, long_range=LONG_RANGE[long_range])

@@ -10,12 +10,15 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from mfm.density.basis import STARTS
+from mfm.density.whitening import add_metric
 from mfm.graph import Structure, build_graph, collate
 from mfm.heads import HEADS
 from mfm.losses import combine, loss_terms
 from mfm.model import Domain, MFMModel, ModelConfig
-from mfm.properties import PROPERTIES, parse_task
+from mfm.properties import DENSITY_WIDTH, PROPERTIES, parse_task
 from tests.contract.test_model_contract import EXACT, moved
+from tests.densities import toy_basis, turned_rows
 
 FIDELITIES = ("low", "high")
 TASKS = [f"{prop}_{fidelity}" for prop in HEADS for fidelity in FIDELITIES]
@@ -55,7 +58,8 @@ def test_heads_turn_with_the_molecule(electronic_model: MFMModel, molecule: Stru
     before = evaluate(electronic_model, molecule, quantities=POLAR_TENSORS)
     after = evaluate(electronic_model, moved(molecule, positions=molecule.positions @ matrix.T), None, POLAR_TENSORS)
     for task, value in before.items():
-        np.testing.assert_allclose(after[task], turned(value, matrix), rtol=0, atol=EXACT)
+        expected = turned_rows(value, matrix) if task.startswith("density") else turned(value, matrix)
+        np.testing.assert_allclose(after[task], expected, rtol=0, atol=EXACT)
 
 
 def test_heads_turn_with_the_crystal(electronic_model: MFMModel, crystal: Structure) -> None:
@@ -98,6 +102,13 @@ def test_charges_add_up_to_the_total(electronic_model: MFMModel, molecule: Struc
             assert found.sum() == pytest.approx(charge, abs=EXACT)
 
 
+def test_the_monopoles_of_a_density_are_the_charges(electronic_model: MFMModel, molecule: Structure) -> None:
+    found, basis = evaluate(electronic_model, molecule), toy_basis(1, 6, 8)
+    for fidelity in FIDELITIES:
+        electrons = basis.electrons(found[f"density_{fidelity}"], molecule.atomic_numbers)
+        np.testing.assert_allclose(electrons, -found[f"charges_{fidelity}"], rtol=0, atol=EXACT)
+
+
 def test_moments_are_those_of_charges_and_atomic_dipoles(electronic_model: MFMModel, molecule: Structure) -> None:
     found = evaluate(electronic_model, molecule)
     numbers = molecule.atomic_numbers
@@ -116,6 +127,7 @@ def test_an_isolated_atom_is_a_sphere(electronic_model: MFMModel) -> None:
         assert outputs[f"charges_{fidelity}"][0] == pytest.approx(1.0, abs=EXACT)
         for name in ("atomic_dipoles", "dipole", "quadrupole"):
             np.testing.assert_allclose(outputs[f"{name}_{fidelity}"], 0.0, atol=EXACT)
+        assert not outputs[f"density_{fidelity}"][:, STARTS[1] :].any()
         polarizability = outputs[f"polarizability_{fidelity}"][0]
         np.testing.assert_allclose(polarizability, polarizability[0, 0] * np.eye(3), atol=EXACT)
 
@@ -184,10 +196,14 @@ def test_missing_labels_of_heads_carry_no_gradient(
     electronic_model: MFMModel, molecule: Structure, crystal: Structure
 ) -> None:
     labelled = {"charges_low": np.zeros(6), "dipole_high": np.ones(3), "quadrupole_low": np.eye(3)}
+    labelled["density_low"] = np.zeros((6, DENSITY_WIDTH))
     graphs = [
         build_graph(molecule, electronic_model.cutoff, labelled, TASKS, torch.float64),
         build_graph(crystal, electronic_model.cutoff, {}, TASKS, torch.float64),
     ]
+    for graph, structure, present in ((graphs[0], molecule, "density_low"), (graphs[1], crystal, "")):
+        for task in ("density_low", "density_high"):
+            add_metric(graph, task, structure, toy_basis(1, 6, 8) if task == present else None)
     gradients = []
     for batch in (graphs[0], collate(graphs)):
         electronic_model.zero_grad()

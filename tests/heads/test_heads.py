@@ -5,13 +5,16 @@ import pytest
 import torch
 
 from mfm.config import validate
+from mfm.density.basis import STARTS
 from mfm.graph import AtomicGraph, Structure, build_graph
 from mfm.heads import HEADS
+from mfm.heads.base import PartSetting
 from mfm.heads.electrons import ElectronicHeads
 from mfm.heads.joins import part_bases
 from mfm.model import Domain, MFMModel, ModelConfig, build_model
 from mfm.nn.harmonics import real_harmonics, second_degree_matrices
 from mfm.units import conversion_factor
+from tests.densities import toy_basis
 
 TINY = {"n_channels": 8, "n_product_channels": 8, "max_degree": 2, "n_radial": 4, "n_message_channels": 4}
 
@@ -29,7 +32,12 @@ def point_charges(numbers: list[int], positions: np.ndarray, charges: list[float
 def make(tasks: dict[str, dict], seed: int = 0, **options: object) -> MFMModel:
     config = validate(ModelConfig, {"backbone": TINY, "tasks": tasks, **options})
     energies = [name.partition("_")[2] for name in tasks if name.startswith("energy_")]
-    domain = Domain(references={f: {1: -13.0, 8: -2040.0} for f in energies}, levels={}, atomic_numbers=(1, 8))
+    domain = Domain(
+        references={f: {1: -13.0, 8: -2040.0} for f in energies},
+        levels={},
+        atomic_numbers=(1, 8),
+        density_bases={"a": toy_basis(1, 8), "b": toy_basis(1, 8), "c": toy_basis(1, 6, 8)},
+    )
     return build_model(config, domain, seed, torch.float64)
 
 
@@ -131,7 +139,7 @@ def test_a_new_property_beside_an_anchored_one_is_free() -> None:
     bases = part_bases(config.tasks)
     assert bases["b", "atomic_dipoles"] == bases["b", "charges"] == "a"
     assert bases["b", "atomic_quadrupoles"] is None
-    heads = ElectronicHeads(config.tasks, n_scalars=4, n_channels=4, cutoff=5.0)
+    heads = ElectronicHeads(config.tasks, PartSetting(n_scalars=4, n_channels=4, degree=2, cutoff=5.0), {})
     assert sorted(heads.offsets) == ["b"]
 
 
@@ -140,6 +148,33 @@ def test_what_cannot_be_built() -> None:
         make({"quadrupole_a": {}}, backbone={**TINY, "equivariant_degree": 1})
     with pytest.raises(ValueError, match="`long_range` adds to energies, but no task is one; leave it out"):
         make({"dipole_a": {}}, long_range={})
+    with pytest.raises(ValueError, match="task `density_d` needs a basis, which comes with labels: name their file as"):
+        make({"density_d": {}})
+    with pytest.raises(
+        ValueError, match="task `density_c` must have the basis and the free atoms of the density it is"
+    ):
+        make({"density_a": {}, "density_c": {"anchor": "density_a"}})
+
+
+def test_before_training_a_density_is_free_atoms_with_the_charges_of_the_state() -> None:
+    model, graph = make({"charges_a": {}, "density_a": {}, "density_b": {"anchor": "density_a"}}), water()
+    found = model.predict(graph)
+    torch.testing.assert_close(found["density_b"], found["density_a"], rtol=0, atol=1e-14)
+    rows, basis = found["density_a"].numpy(), toy_basis(1, 8)
+    np.testing.assert_allclose(basis.electrons(rows, np.array([8, 1, 1])), -found["charges_a"].numpy(), atol=1e-12)
+    assert not rows[:, STARTS[1] :].any()
+
+
+def test_the_electron_number_is_exact_in_single_precision() -> None:
+    model, graph = make({"density_a": {}}).float(), water()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.electrons.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    graph = build_graph(Structure(np.array([8, 1, 1]), graph.positions.numpy(), charge=-1, multiplicity=2), 5.0)
+    rows = model.predict(graph)["density_a"].numpy()
+    assert np.abs(rows).max() > 0.1
+    assert toy_basis(1, 8).electrons(rows, np.array([8, 1, 1])).sum() == pytest.approx(1.0, abs=1e-12)
 
 
 def test_what_a_model_without_energies_is_asked_for() -> None:

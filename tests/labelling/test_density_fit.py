@@ -7,7 +7,7 @@ import pytest
 from pyscf import df, dft, gto
 
 from mfm.graph import Structure
-from mfm.labelling.density_fit import basis_layout, fit_deformation_density
+from mfm.labelling.density_fit import fit_deformation_density
 from mfm.labelling.dft import label_dft
 from mfm.labelling.levels import DensityFunctionalLevel
 from mfm.labelling.molecule import build_molecule
@@ -58,14 +58,6 @@ def test_fit_has_the_right_charge_dipole_and_error(structure: Structure) -> None
     # NMAE of def2-universal-jkfit on small molecules: 0.4 to 0.9 %; of the free atoms alone: 8 to 14 %
     assert 0.1 < fit.error < 1.0
     assert 8.0 < fit.baseline < 14.0
-
-
-def test_layout_counts_the_coefficients() -> None:
-    fit = fit_deformation_density(_solved(HYDROXYL).mol, _total(_solved(HYDROXYL)), FITTING)
-    layout = basis_layout(FITTING, ["O", "H", "C", "N"])
-    assert sum(2 * degree + 1 for symbol in ("O", "H") for degree in layout[symbol]) == len(fit.coefficients)
-    assert max(layout["C"]) == 4
-    assert layout["H"] == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_free_atom_has_no_deformation() -> None:

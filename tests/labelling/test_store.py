@@ -4,16 +4,17 @@ import dataclasses
 import sqlite3
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
+from mfm.data.store import Store
 from mfm.graph import Structure
-from mfm.labelling.density_file import read_densities, write_densities
+from mfm.labelling.density_file import write_densities
 from mfm.labelling.export import QualityRules, export_records
 from mfm.labelling.levels import LEVELS, make_request
 from mfm.labelling.sampling import Sample
 from mfm.labelling.store import LabelRow, LabelStore
+from mfm.units import BOHR
 
 LOW, HIGH = LEVELS["dft"], LEVELS["ccsdt"]
 
@@ -103,9 +104,17 @@ def test_extras_are_not_asked_for_twice(store: LabelStore) -> None:
     assert store.enqueue([(sample, full), (sample, LOW.identifier), (other, LOW.identifier), (other, full)]) == 3
     assert [job.level for job in store.pending()] == [full, LOW.identifier, full]
     assert store.request_keys() == [LOW.identifier, full]
-    values = _values(-30.0) | {"density_coefficients": np.arange(28.0)}
+    values = _values(-30.0) | {"density_coefficients": np.arange(36.0)}
     for pushed in (sample, other):
-        row = LabelRow(pushed.structure.content_hash(), full, "ok", values, {"density_error": 0.7}, "", 2.0)
+        row = LabelRow(
+            pushed.structure.content_hash(),
+            full,
+            "ok",
+            values,
+            {"density_error": 0.7, "density_baseline": 9.0},
+            "",
+            2.0,
+        )
         store.record(row, {})
     _answer(store, other, LOW.identifier)
     assert store.counts() == {("low", "ok"): 3}
@@ -114,13 +123,13 @@ def test_extras_are_not_asked_for_twice(store: LabelStore) -> None:
     assert [record.flags["seconds_low"] for record in records] == [2.0, 2.0]
     path = store.path.with_suffix(".density.h5")
     assert write_densities(store, "low", LOW, path) == 2
-    rows = read_densities(path)
-    assert [row.hash for row in rows] == [s.structure.content_hash() for s in (sample, other)]
-    np.testing.assert_array_equal(rows[0].coefficients, np.arange(28.0))
-    assert rows[0].error == pytest.approx(0.7)
-    with h5py.File(path) as file:
-        assert file.attrs["shells_H"].tolist() == [0, 0, 1, 1, 2, 2]
-    with pytest.raises(ValueError, match=r"densities must have been asked for, got none at `high` in .*label with --d"):
+    written = Store.open(path)
+    assert [record.structure for record in written] == [s.structure for s in (sample, other)]
+    basis, rows = written.card.density_bases["low"], written[0].labels["density_low"]
+    np.testing.assert_allclose(basis.from_rows(rows, np.array([1, 1])) * BOHR**1.5, np.arange(36.0), rtol=1e-12)
+    assert written[1].flags == {"density_error_low": 0.7, "density_baseline_low": 9.0}
+    assert basis.elements[1].degrees == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match=r"densities must have been asked for, got none at `high` in .*label with --e"):
         write_densities(store, "high", HIGH, path)
 
 

@@ -54,7 +54,7 @@ def _density(options: argparse.Namespace) -> int:
     if not options.input.exists():
         raise ValueError(f"cannot read structures: `{options.input}` does not exist")
     try:
-        atoms = ase.io.read(options.input, index=options.index)
+        atoms = list(ase.io.read(options.input, index=":"))[options.index]
     except (ase.io.formats.UnknownFileTypeError, StopIteration, IndexError) as error:
         raise ValueError(f"cannot read structure {options.index} of `{options.input}`: {error}") from error
     potential = Potential(open_model(options.checkpoint), torch.device("cpu"))

@@ -28,7 +28,7 @@ from mfm.properties import parse_task
 from mfm.training.data import fit_domain, wanted_bases
 from mfm.training.recipe import RunConfig
 
-__all__ = ["adopt", "drop_unusable", "inherit_domain", "start_from"]
+__all__ = ["adopt", "drop_unusable", "inherit_domain", "inherited_bases", "start_from"]
 
 logger = logging.getLogger(__name__)
 
@@ -157,11 +157,11 @@ def inherit_domain(parent: MFMModel, tasks: Mapping[str, TaskConfig], store: Sto
         multiplicities=tuple(sorted({*old.multiplicities, *(number for _, number in store.charge_states)})),
         atomic_numbers=tuple(sorted({*old.elements, *store.elements})),
         scale=old.scale if parent.energies else fit_domain(store, energies, parent.cutoff, method).scale,
-        density_bases=_density_bases(old.density_bases, wanted_bases(store, tasks)),
+        density_bases=inherited_bases(old.density_bases, wanted_bases(store, tasks)),
     )
 
 
-def _density_bases(old: Mapping[str, DensityBasis], new: Mapping[str, DensityBasis]) -> dict[str, DensityBasis]:
+def inherited_bases(old: Mapping[str, DensityBasis], new: Mapping[str, DensityBasis]) -> dict[str, DensityBasis]:
     """The parent's bases and those of the data.
 
     Raises

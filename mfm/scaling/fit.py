@@ -77,16 +77,22 @@ def fit_law(x: np.ndarray, errors: np.ndarray, start: Law | None = None) -> Law:
     reference = np.exp(np.log(x).mean(axis=0))
     logs, n_terms, least = np.log(x / reference), x.shape[1], float(errors.min())
 
+    def terms(unknowns: np.ndarray) -> np.ndarray:
+        return np.exp(unknowns[1 : 1 + n_terms] - unknowns[1 + n_terms :] * logs)
+
     def residuals(unknowns: np.ndarray) -> np.ndarray:
-        terms = np.exp(unknowns[1 : 1 + n_terms] - unknowns[1 + n_terms :] * logs)
-        return np.log(np.exp(unknowns[0]) + terms.sum(axis=1)) - np.log(errors)
+        return np.log(np.exp(unknowns[0]) + terms(unknowns).sum(axis=1)) - np.log(errors)
+
+    def slopes(unknowns: np.ndarray) -> np.ndarray:
+        floor, found = np.full((len(x), 1), np.exp(unknowns[0])), terms(unknowns)
+        return np.hstack([floor, found, -logs * found]) / (floor + found.sum(axis=1, keepdims=True))
 
     low = [np.log(_SMALLEST * least)] * (1 + n_terms) + [_EXPONENTS[0]] * n_terms
     high = [np.log(least)] + [np.log(1e3 * errors.max())] * n_terms + [_EXPONENTS[1]] * n_terms
     best = None
     for guess in _guesses(errors, n_terms, start):
         guess = np.clip(guess, np.array(low) + 1e-9, np.array(high) - 1e-9)
-        found = optimize.least_squares(residuals, guess, bounds=(low, high), x_scale=1.0)
+        found = optimize.least_squares(residuals, guess, slopes, bounds=(low, high))
         best = found if best is None or found.cost < best.cost else best
     assert best is not None
     floor, sizes, exponents = np.exp(best.x[0]), np.exp(best.x[1 : 1 + n_terms]), best.x[1 + n_terms :]
@@ -108,7 +114,7 @@ def intervals(
     x: np.ndarray,
     errors: Sequence[Sequence[float]],
     quantities: Callable[[Law], Sequence[float]],
-    resamples: int = 300,
+    resamples: int = 200,
     seed: int = 0,
 ) -> tuple[Law, list[Interval]]:
     """Law of the geometric means over seeds, and what follows from it with bootstrap intervals over seeds.

@@ -129,7 +129,10 @@ def build_stage(
     module.stage_name, module.ranks = stage.name, ranks
     if config.gradient_cosines is not None:
         shared = [parameter for parameter in model.backbone.last_layer.parameters() if parameter.requires_grad]
-        module.cosines = GradientCosines(shared, config.gradient_cosines, ranks.reduction) if shared else None
+        if shared:
+            module.cosines = GradientCosines(shared, config.gradient_cosines, ranks.reduction)
+        else:
+            logger.warning("stage %s: the last shared block is frozen, so there are no gradient cosines", stage.name)
     if state is not None:
         # after the module has seen the peak learning rate, which the saved groups do not hold
         assert state["optimizer"] is not None

@@ -147,12 +147,9 @@ def test_the_report_of_known_errors(file: Path, tmp_path: Path) -> None:
             "commit": "abc", "test_digest": "def", "processor": "none",
         }  # fmt: skip
         layout.result(cell).write_text(json.dumps(found))
-    fit = fit_points(Findings(config, tmp_path).longest("energy_low"), ("parameters", "structures"))
-    assert fit is not None
-    assert fit.law.exponents == pytest.approx((0.6, 0.9), rel=1e-2)
-    assert fit.law.floor == pytest.approx(4.5, rel=1e-2)
+    assert {point.steps for point in Findings(config, tmp_path).longest("energy_low")} == {20}
     text = write_report(config, tmp_path)[0].read_text()
-    row = next(line for line in text.splitlines() if line.startswith("| energy_low, meV/atom | 4.5"))
+    row = next(line for line in text.splitlines() if line.startswith("| energy_low, meV/atom | 4.50 ("))
     assert "| 0.60 (" in row
     assert "| 0.90 (" in row
     assert "an exponent that predicts needs 5 over 100" in text

@@ -202,12 +202,11 @@ class Potential:
             cannot evaluate.
         """
         if "density" not in self.properties(fidelity):
-            having = [name for name in self.fidelities if "density" in self.properties(name)]
+            having = ", ".join(name for name in self.fidelities if "density" in self.properties(name))
             known = ", ".join([*(["energy"] if self.has_energy(fidelity) else []), *self.properties(fidelity)])
             raise ValueError(
                 f"a density needs a model that has one at `{fidelity}`, got one with {known}"
-                f" ({f'densities at {chr(44).join(having)}' if having else 'none at any fidelity'}); train a task"
-                f" `density_{fidelity}`"
+                f" (densities at {having or 'no fidelity'}); train a task `density_{fidelity}`"
             )
         self.model.domain.check(structure)
         graph = build_graph(structure, self.model.cutoff, dtype=self.model.dtype).to(self.device)

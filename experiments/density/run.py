@@ -23,6 +23,8 @@ from mfm.data.dataset import GraphDataset
 from mfm.data.joining import join_labels
 from mfm.data.splits import by_molecule
 from mfm.density.evaluator import MolecularDensity, density_at
+from mfm.density.fields import field_at
+from mfm.evaluation.density_plots import plot_slice
 from mfm.graph import AtomicGraph, collate
 from mfm.labelling.density_basis import density_basis
 from mfm.labelling.density_guess import initial_guess
@@ -141,6 +143,7 @@ def run(seed: int, data: Path, level: DensityFunctionalLevel, options: argparse.
         held_out = shares.get("test_fraction", DataConfig.model_fields["test_fraction"].default)
         parts = by_molecule(store, {"test": held_out, "train": 1.0 - held_out}, 0)
         test = store.subset(parts["test"])
+        draw(model, test, fidelity, options.results / f"seed-{seed}")
         return {
             "scf": scf_cycles(model, test, level, options.scf, fidelity),
             "step_ratio": step_ratio(model, store, fidelity),
@@ -148,6 +151,20 @@ def run(seed: int, data: Path, level: DensityFunctionalLevel, options: argparse.
         }
 
     return run_model(content, options.results / f"seed-{seed}.json", {"seed": seed}, describe)
+
+
+def draw(model: MFMModel, store: Store, fidelity: str, start: Path) -> None:
+    """Pictures of the largest molecule: what bonding has changed, and what the prediction is off, ten times as dark."""
+    record = max(store, key=lambda record: len(record.structure))
+    density = Potential(model, torch.device("cpu")).density(record.structure, fidelity)
+    label = torch.as_tensor(record.labels[f"density_{fidelity}"])
+    off = density._replace(coefficients=density.coefficients - label)
+    start.parent.mkdir(parents=True, exist_ok=True)
+    for name, what, limit in (("deformation", density, 0.5), ("error", off, 0.05)):
+        path = start.with_name(f"{start.name}-{name}.png")
+        plot_slice(
+            path, record.structure, lambda p, what=what: field_at(p, what, "deformation"), "deformation", limit=limit
+        )
 
 
 def scf_cycles(

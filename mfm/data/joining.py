@@ -21,7 +21,7 @@ def join_labels(store: Store, other: Store) -> Store:
     Raises
     ------
     ValueError
-        If one fidelity means two levels of theory, or no structure is in both.
+        If one fidelity means two levels of theory, or densities of one have two bases.
     """
     index = GeometryIndex()
     for number, record in enumerate(other):
@@ -35,12 +35,8 @@ def join_labels(store: Store, other: Store) -> Store:
             record = Record(record.structure, labels, record.molecule, record.origin, flags)
             found += 1
         joined.append(record)
-    if not found:
-        raise ValueError(
-            f"`{other.card.name}` must hold structures of `{store.card.name}`, got none that it has; export both files"
-            " from one labelling store"
-        )
-    _LOGGER.info("%d of %d structures have labels in %s", found, len(store), other.card.name)
+    level = logging.INFO if found else logging.WARNING  # a held-out part may have none; training says if it lacks them
+    _LOGGER.log(level, "%d of %d structures of %s are in %s", found, len(store), store.card.name, other.card.name)
     levels = merge_levels(store.card.levels, other.card.levels, f"`{other.card.name}`")
     bases = merge_bases(store.card.density_bases, other.card.density_bases)
     return Store.from_records(joined, store.card.replace(levels=levels, density_bases=bases))

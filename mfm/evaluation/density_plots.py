@@ -33,6 +33,7 @@ def plot_slice(
     field: Field,
     margin: float = 2.0,
     n_points: int = 161,
+    limit: float | None = None,
 ) -> None:
     """Draw a field in the plane of a molecule, as colours with contours, and the atoms in it.
 
@@ -46,6 +47,8 @@ def plot_slice(
         What is shown beyond the atoms.
     n_points : int
         Points along each side.
+    limit : float, optional
+        Largest value that colours tell from larger ones; by default one that suits the field.
     """
     centre, directions = molecular_plane(structure)
     inside = (structure.positions - centre) @ directions.T  # (n_atoms, 2)
@@ -54,7 +57,7 @@ def plot_slice(
     across, up = np.meshgrid(sides, sides)
     points = centre + across[..., None] * directions[0] + up[..., None] * directions[1]
     values = values_at(points.reshape(-1, 3)).reshape(across.shape)
-    limit = _LIMITS[field]
+    limit = limit or _LIMITS[field]
     low = 0.0 if field == "density" else -limit
     figure, (axis,) = new_figure(1, columns=1)
     levels = np.linspace(low, limit, 41)

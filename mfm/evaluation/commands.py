@@ -52,7 +52,7 @@ def _ui(options: argparse.Namespace) -> int:
     from mfm import tracking
 
     command = tracking.ui_command(options.directory, options.port)
-    address = tracking.ui_address(options.port)
+    address = tracking.ui_address(options.port, options.directory)
     sys.stdout.write(f"{address}  (ready in about 15 s, stop with Ctrl-C)\n{' '.join(command)}\n")
     sys.stdout.flush()
     return 0 if options.dry_run else tracking.serve(command, options.port)

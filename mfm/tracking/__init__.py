@@ -9,8 +9,8 @@ from mfm.tracking.environment import code_version, describe_environment
 from mfm.tracking.journal import JOURNAL
 from mfm.tracking.location import DEFAULT_DIRECTORY, Location, locate
 from mfm.tracking.queries import RunRecord, find_run, read_curves, read_runs
-from mfm.tracking.registry import Gate, checkpoint_file, is_stored, open_model, register
-from mfm.tracking.run import NoRun, Run, TrackedRun, flatten, start_run
+from mfm.tracking.registry import Gate, checkpoint_file, is_stored, open_model, register, resolve
+from mfm.tracking.run import NoRun, Run, TrackedRun, flatten, join_run, start_run
 from mfm.tracking.sending import synchronise
 from mfm.tracking.store import RefusedError, Store, StoreError, open_store
 from mfm.tracking.ui import serve, ui_address, ui_command
@@ -33,12 +33,14 @@ __all__ = [
     "find_run",
     "flatten",
     "is_stored",
+    "join_run",
     "locate",
     "open_model",
     "open_store",
     "read_curves",
     "read_runs",
     "register",
+    "resolve",
     "serve",
     "start_run",
     "synchronise",

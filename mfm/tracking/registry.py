@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mfm.model import MFMModel
 
-__all__ = ["Gate", "checkpoint_file", "is_stored", "open_model", "register"]
+__all__ = ["Gate", "checkpoint_file", "is_stored", "open_model", "register", "resolve"]
 
 Gate = Callable[[Path], Sequence[str]]
 """Receives a checkpoint and says what speaks against promoting it: nothing if it passes."""
@@ -59,6 +59,29 @@ def open_model(
 
     with checkpoint_file(source, directory) as path:
         return load_model(path, device=device, dtype=dtype)
+
+
+def resolve(source: str | Path, directory: str | Path = DEFAULT_DIRECTORY) -> str:
+    """Name by which a model can be found later: an alias may move on, and another run may get the same name.
+
+    Returns
+    -------
+    str
+        ``models:/NAME/VERSION`` for an alias, ``runs:/ID`` for a run; anything else as it is.
+
+    Raises
+    ------
+    ValueError
+        If the store has no such model or run.
+    """
+    text = str(source)
+    if not is_stored(text):
+        return text
+    store = _open(directory)
+    if text.startswith("runs:/"):
+        return f"runs:/{find_run(store, text.removeprefix('runs:/')).info.run_id}"
+    version = _version(store, text)
+    return f"models:/{version.name}/{version.version}"
 
 
 @contextmanager

@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mfm.tracking.environment import SystemMetrics
 from mfm.tracking.journal import Journal, Position, forget
 from mfm.tracking.location import DEFAULT_DIRECTORY
 
-__all__ = ["NoRun", "Run", "TrackedRun", "flatten", "start_run"]
+__all__ = ["NoRun", "Run", "TrackedRun", "flatten", "join_run", "start_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +110,8 @@ class TrackedRun:
         nested._open(name, tags)
         return nested
 
-    def _open(self, name: str, tags: Mapping[str, str], key: str = "", parent: str = "") -> None:
-        content = {"experiment": self._experiment, "name": name, "tags": dict(tags), "time": _now()}
-        content |= {"key": key, "parent": parent}
+    def _open(self, name: str, tags: Mapping[str, str], links: Mapping[str, Any] = MappingProxyType({})) -> None:
+        content = {"experiment": self._experiment, "name": name, "tags": dict(tags), "time": _now(), **links}
         self._journal.append("open", self._name, content)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -238,5 +238,19 @@ def start_run(
         forget(folder)
     journal = Journal(folder)
     run = TrackedRun(journal, _SenderProcess(folder, directory), SystemMetrics(), experiment)
-    run._open(name, tags, key or (f"{parent}/{name}" if parent else ""), parent)
+    run._open(name, tags, {"key": key or (f"{parent}/{name}" if parent else ""), "parent": parent})
+    return run
+
+
+def join_run(folder: Path, experiment: str, name: str, directory: str | Path, key: str) -> TrackedRun:
+    """Open a run that another process has opened by :func:`start_run` with this key, and records as well.
+
+    Parameters
+    ----------
+    folder : Path
+        For the journal of this process; made if needed, and continued if it holds one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run = TrackedRun(Journal(folder), _SenderProcess(folder, directory), SystemMetrics(), experiment)
+    run._open(name, {}, {"key": key, "joins": True})
     return run

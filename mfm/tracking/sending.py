@@ -132,6 +132,11 @@ class Sender:
         known = store.find(key) if key else ""
         if known:
             store.reopen(known)
+        elif record.get("joins"):
+            raise NotYetError(f"the run `{key}`, which another process begins, is not recorded yet")
+        if name:
+            # of an attempt that was given up, whose journal is gone: this one replaces it
+            store.delete_children(parent, record["name"])
         tags = {**record["tags"], KEY: key} if key else record["tags"]
         self.position.runs[name] = known or store.create_run(
             record["experiment"], record["name"], tags, parent, record["time"]

@@ -176,6 +176,13 @@ class Store:
             return False
         return True
 
+    def delete_children(self, parent: str, name: str) -> None:
+        """Mark as deleted the runs of a name that are nested under a run."""
+        for child in self.search(f"tags.`mlflow.parentRunId` = '{parent}'"):
+            if child.info.run_name == name:
+                with _clear_errors(self.location):
+                    self._client.delete_run(child.info.run_id)
+
     def reopen(self, run: str) -> None:
         """Mark a run as running again."""
         with _clear_errors(self.location):
@@ -320,4 +327,5 @@ class Store:
     def registered(self) -> dict[str, dict[str, str]]:
         """Registered models: name to alias to version number."""
         with _clear_errors(self.location):
-            return {model.name: dict(model.aliases) for model in self._client.search_registered_models()}
+            models = self._client.search_registered_models()
+        return {model.name: {alias: str(number) for alias, number in model.aliases.items()} for model in models}

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from mfm.tracking.location import DATABASE, DEFAULT_DIRECTORY, locate
+from mfm.tracking.store import open_store
 
 __all__ = ["serve", "ui_address", "ui_command"]
 
@@ -18,9 +19,19 @@ _STOP_SECONDS = 10.0
 """What the pages' processes get to end by themselves."""
 
 
-def ui_address(port: int) -> str:
-    """Address of the pages: those on training models, where MLflow would show those on language models first."""
-    return f"http://{_HOST}:{port}/?workflowType=machine_learning"
+def ui_address(port: int, directory: str | Path = DEFAULT_DIRECTORY) -> str:
+    """Address of the list of runs that the newest run is in.
+
+    MLflow's own first page leads to pages on language models, which show no training run.
+
+    Raises
+    ------
+    ValueError
+        If the store cannot be read.
+    """
+    newest = open_store(locate(directory)).search(most=1)
+    page = f"experiments/{newest[0].info.experiment_id}/runs" if newest else "experiments"
+    return f"http://{_HOST}:{port}/#/{page}?workflowType=machine_learning"
 
 
 def ui_command(directory: str | Path = DEFAULT_DIRECTORY, port: int = 5000) -> list[str]:

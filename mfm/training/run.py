@@ -17,13 +17,13 @@ from mfm.evaluation.evaluate import Evaluation, evaluate
 from mfm.evaluation.plots import plot_learning_curves
 from mfm.model import Domain, MFMModel, build_model
 from mfm.training.callbacks import Interruption
-from mfm.training.data import RunData, fit_domain, prepare_data
+from mfm.training.data import RunData, fit_domain
 from mfm.training.history import History
 from mfm.training.ranks import ALONE, Ranks
 from mfm.training.recipe import RunConfig
 from mfm.training.resume import FORMAT, TrainingState, isolated_random_state, load_state, random_state, save_state
 from mfm.training.stage import Stage, StageHooks, build_stage, fit_stage, prepare_model, set_trainable
-from mfm.training.transfer import adopt, drop_unusable, inherit_domain, start_from
+from mfm.training.transfer import inherit_domain, prepare_run, start_from
 
 __all__ = ["RESOLVED_CONFIG", "STATE", "Supervision", "TrainResult", "train"]
 
@@ -154,18 +154,16 @@ def _begin(
             f"`{folder}` already holds a run; continue it with `mfm train --resume {folder}`, or name another folder"
             " with `--output`"
         )
-    parent = None if initial is None else tracking.open_model(initial)
-    if parent is not None:
-        config = adopt(config, parent)
+    # what is recorded is the version that an alias means now
+    source = "" if initial is None else tracking.resolve(initial)
+    parent = tracking.open_model(source) if source else None
     inherited = [] if parent is None else parent.tasks
-    data = prepare_data(config.data, list(config.model.tasks), state["inherited"] if state is not None else inherited)
-    if parent is not None:
-        config = drop_unusable(config, parent, data.new)
+    config, data = prepare_run(config, parent, inherited if state is None else state["inherited"])
     if state is not None:
         _check_same_run(state, config, data, folder, ranks)
         model, origin = _restore(config, state), (state["parent"], state["inherited"])
     else:
-        model, origin = _fresh_model(config, data, parent), ("" if initial is None else str(initial), inherited)
+        model, origin = _fresh_model(config, data, parent), (source, inherited)
     model.to(_device(config.device, ranks))
     ranks.wait()  # every rank has looked for an earlier run before this one leaves a trace
     if state is None and ranks.writes:

@@ -25,12 +25,33 @@ from mfm.heads import TaskConfig
 from mfm.heads.joins import CHARGES, evaluation_order
 from mfm.model import Domain, MFMModel, ModelConfig, build_model
 from mfm.properties import parse_task
-from mfm.training.data import fit_domain, wanted_bases
+from mfm.training.data import RunData, fit_domain, prepare_data, wanted_bases
 from mfm.training.recipe import RunConfig
 
-__all__ = ["adopt", "drop_unusable", "inherit_domain", "inherited_bases", "start_from"]
+__all__ = ["adopt", "drop_unusable", "inherit_domain", "inherited_bases", "prepare_run", "start_from"]
 
 logger = logging.getLogger(__name__)
+
+
+def prepare_run(
+    config: RunConfig, parent: MFMModel | None, inherited: Collection[str] = ()
+) -> tuple[RunConfig, RunData]:
+    """Data of a run, and its recipe as it is trained: with what it takes over from a parent, if it starts from one.
+
+    Parameters
+    ----------
+    inherited : collection of str
+        Tasks that the parent had when the run began.
+
+    Raises
+    ------
+    ValueError
+        As :func:`adopt`, :func:`drop_unusable` and :func:`mfm.training.data.prepare_data`.
+    """
+    if parent is not None:
+        config = adopt(config, parent)
+    data = prepare_data(config.data, list(config.model.tasks), inherited)
+    return (config if parent is None else drop_unusable(config, parent, data.new)), data
 
 
 def adopt(config: RunConfig, parent: MFMModel) -> RunConfig:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ _MADE = ("commit", "test_digest", "n_parameters", "processor")
 """What a cell says of how it was made; a grid that was stopped may hold several of each."""
 
 
-def labels_needed(errors: Mapping[int, Sequence[float]], target: float, seed: int = 0) -> Interval:
+def labels_needed(errors: Mapping[int, Mapping[int, float]], target: float, seed: int = 0) -> Interval:
     """Labels at which the mean error over seeds falls to a target, with a bootstrap interval over seeds.
 
     Between two numbers of labels the error is taken to follow a power law. Infinite if it is not reached; the smallest
@@ -32,21 +32,32 @@ def labels_needed(errors: Mapping[int, Sequence[float]], target: float, seed: in
 
     Parameters
     ----------
-    errors : mapping of int to sequence of float
-        Number of labels to the errors of the seeds.
+    errors : mapping of int to mapping of int to float
+        Number of labels to seed to error; only seeds that every number of labels has are used.
     target : float
         In the errors' unit.
+
+    Raises
+    ------
+    ValueError
+        If no seed has an error at every number of labels.
     """
-    sizes = sorted(errors)
-    curve = _crossing(sizes, [float(np.mean(np.log(errors[n]))) for n in sizes], math.log(target))
-    n_seeds = min(len(errors[n]) for n in sizes)
-    if n_seeds < 2:
+    sizes, seeds = sorted(errors), _common_seeds(errors.values())
+    if not seeds:
+        raise ValueError(f"a seed must have an error at every number of labels ({sizes}), got none; train the rest")
+    logarithms = np.log([[errors[n][k] for k in seeds] for n in sizes])
+    curve = _crossing(sizes, logarithms.mean(axis=1).tolist(), math.log(target))
+    if len(seeds) < 2:
         return Interval(curve, math.nan, math.nan)
-    logarithms = np.log([list(errors[n])[:n_seeds] for n in sizes])
-    drawn = np.random.default_rng(seed).integers(n_seeds, size=(_RESAMPLES, n_seeds))
+    drawn = np.random.default_rng(seed).integers(len(seeds), size=(_RESAMPLES, len(seeds)))
     found = [_crossing(sizes, logarithms[:, rows].mean(axis=1).tolist(), math.log(target)) for rows in drawn]
     low, high = np.quantile(found, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], method="inverted_cdf")
     return Interval(curve, float(low), float(high))
+
+
+def _common_seeds(errors: Iterable[Mapping[int, float]]) -> list[int]:
+    """Seeds that all have: a mean over others would differ by the seeds, and not by what is compared."""
+    return sorted(set.intersection(*map(set, errors)))
 
 
 def _crossing(sizes: Sequence[int], logarithms: Sequence[float], target: float) -> float:
@@ -77,15 +88,15 @@ class Findings:
             else:
                 self.parents[cell.seed] = found
 
-    def errors(self, part: str, quantity: str, strategy: str, n_labels: int) -> list[float]:
-        """Errors of the seeds; empty where there is no such label."""
+    def errors(self, part: str, quantity: str, strategy: str, n_labels: int) -> dict[int, float]:
+        """Seed to error; empty where there is no such label."""
         task = task_name(quantity, self.config.high)
         metric = "mae_mev" if quantity == "energy" else "mae_mev_per_angstrom"
         cells = self.cells.get((strategy, n_labels), [])
-        return [cell[part][task][metric] for cell in cells if task in cell.get(part, {})]
+        return {int(cell["seed"]): float(cell[part][task][metric]) for cell in cells if task in cell.get(part, {})}
 
-    def curve(self, part: str, quantity: str, strategy: str) -> dict[int, list[float]]:
-        """Errors by number of labels, where there are any."""
+    def curve(self, part: str, quantity: str, strategy: str) -> dict[int, dict[int, float]]:
+        """Number of labels to seed to error, where there are any."""
         found = {n: self.errors(part, quantity, strategy, n) for n in self.config.labels}
         return {n: values for n, values in found.items() if values}
 
@@ -106,8 +117,10 @@ class Findings:
         """Error whose price is asked for: the baseline's at most labels, or, for test energies, the stated one."""
         if self.config.target is not None and (part, quantity) == ("metrics", "energy"):
             return self.config.target
-        values = self.errors(part, quantity, BASELINE, self.config.labels[-1])
-        return mean_interval(values).value if values else None
+        curve = self.curve(part, quantity, BASELINE)
+        most = self.config.labels[-1]
+        seeds = _common_seeds(curve.values()) if most in curve else []
+        return mean_interval([curve[most][seed] for seed in seeds]).value if seeds else None
 
 
 def _unit(quantity: str) -> str:
@@ -120,7 +133,8 @@ def _error_table(found: Findings, part: str, quantity: str) -> str:
         row = [str(n)]
         for strategy in config.strategies:
             values = found.errors(part, quantity, strategy, n)
-            row.append(mean_interval(values).text(2) if values else "")
+            some = f", {len(values)} of {config.seeds} seeds" if len(values) < config.seeds else ""
+            row.append(mean_interval(list(values.values())).text(2) + some if values else "")
         rows.append(row)
     return table([f"labels of {config.high}", *config.strategies], rows)
 
@@ -134,7 +148,8 @@ def _price_table(found: Findings) -> str:
         row = [f"{quantity}, {_SETS[part]}: {target:.2f} {_unit(quantity)}"]
         for strategy in found.config.strategies:
             curve = found.curve(part, quantity, strategy)
-            row.append(_price(labels_needed(curve, target), found.config.labels) if curve else "")
+            whole = bool(curve) and bool(_common_seeds(curve.values()))
+            row.append(_price(labels_needed(curve, target), found.config.labels) if whole else "")
         rows.append(row)
     return table(["target", *found.config.strategies], rows)
 
@@ -151,19 +166,21 @@ def _price(needed: Interval, labels: Sequence[int]) -> str:
 
 
 def hurting(found: Findings) -> list[str]:
-    """Where a strategy is worse than the high level alone, by Welch's test on the logarithms over seeds."""
+    """Where a strategy is worse than the high level alone, by Welch's test on the logarithms over seeds of both."""
     lines = []
     for part, quantity in found.panels():
         for strategy in found.config.strategies:
             for n in found.config.labels if strategy != BASELINE else ():
-                mine, theirs = (found.errors(part, quantity, name, n) for name in (strategy, BASELINE))
-                if not mine or not theirs or np.mean(np.log(mine)) <= np.mean(np.log(theirs)):
+                pair = [found.errors(part, quantity, name, n) for name in (strategy, BASELINE)]
+                seeds = _common_seeds(pair)
+                mine, theirs = ([errors[seed] for seed in seeds] for errors in pair)
+                if not seeds or np.mean(np.log(mine)) <= np.mean(np.log(theirs)):
                     continue
                 factor = math.exp(float(np.mean(np.log(mine)) - np.mean(np.log(theirs))))
                 where = (
                     f"`{strategy}`, {n} labels, {quantity}, {_SETS[part]}: {factor:.2f} times the error of `{BASELINE}`"
                 )
-                if min(len(mine), len(theirs)) < 2:
+                if len(seeds) < 2:
                     lines.append(f"{where} (one seed: no test)")
                     continue
                 p = float(stats.ttest_ind(np.log(mine), np.log(theirs), equal_var=False).pvalue)
@@ -197,7 +214,8 @@ def _draw(found: Findings, path: Path) -> None:
     for place, (part, quantity) in enumerate(panels):
         axis = figure.add_subplot(1, len(panels), place + 1)
         for k, strategy in enumerate(found.config.strategies):
-            curve = {n: mean_interval(values) for n, values in found.curve(part, quantity, strategy).items()}
+            found_curve = found.curve(part, quantity, strategy)
+            curve = {n: mean_interval(list(values.values())) for n, values in found_curve.items()}
             if not curve:
                 continue
             axis.plot(list(curve), [i.value for i in curve.values()], "o-", color=f"C{k}", label=strategy, markersize=3)

@@ -37,6 +37,10 @@ def register(
     parser.add_argument("recipe", type=Path, help="YAML file of the run")
     parser.add_argument("space", type=Path, help="YAML file of the settings to search")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the recipe")
+    parser.add_argument(
+        "--from", dest="initial", default="", metavar="CKPT",
+        help="start every trial from the weights of a checkpoint, as `mfm train --from`",
+    )  # fmt: skip
     parser.add_argument("--trials", type=int, required=True, metavar="N", help="trials of the study in all")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
     parser.add_argument(
@@ -56,6 +60,7 @@ def register(
 
 def _tune(options: argparse.Namespace, prepare: Callable[[argparse.Namespace], None]) -> int:
     prepare(options)
+    from mfm import tracking
     from mfm.config import apply_overrides, read_yaml, validate
     from mfm.training.recipe import RunConfig
     from mfm.tuning.space import read_space
@@ -69,7 +74,9 @@ def _tune(options: argparse.Namespace, prepare: Callable[[argparse.Namespace], N
     overrides = [*options.overrides, *(text for text in options.objective if "=" in text)]
     recipe = apply_overrides(read_yaml(options.recipe), overrides)
     validate(RunConfig, recipe, source=f"`{options.recipe}`")
-    space = read_space(options.space, recipe)
+    initial = tracking.resolve(options.initial)
+    parent = tracking.open_model(initial) if initial else None
+    space = read_space(options.space, recipe, parent)
     result = tune(
         recipe,
         space,
@@ -82,12 +89,14 @@ def _tune(options: argparse.Namespace, prepare: Callable[[argparse.Namespace], N
             output=options.output,
             prune=not options.no_pruning,
             threads=options.threads,
+            initial=initial,
         ),
     )
     results = result.results
     lines = ["", results.to_markdown(), "", f"table, figures: {results.search.folder}"]
     if result.finished:
-        lines += [*(f"try: mfm train {path}" for path in results.recipes.values()), "     mfm ui"]
+        start = f" --from {results.search.initial}" if results.search.initial else ""
+        lines += [*(f"try: mfm train {path}{start}" for path in results.recipes.values()), "     mfm ui"]
     else:
         lines.append("stopped; the same command goes on")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -125,7 +125,7 @@ def _write_recipes(search: Search, records: Sequence[TrialRecord]) -> dict[int, 
     """Run files of the best trials, with every default in them; those of an earlier call that are beaten go."""
     single = len(search.objectives) == 1
     for old in search.folder.glob("best*.yaml"):
-        old.unlink()
+        old.unlink(missing_ok=True)  # another machine may do the same
     paths = {}
     for record in records:
         ending = "best" if single else f"best-{record.number:03d}"
@@ -136,8 +136,13 @@ def _write_recipes(search: Search, records: Sequence[TrialRecord]) -> dict[int, 
         timed = any(stage.max_minutes is not None and not stage.skip for stage in config.stages)
         if timed:
             head += "# Stages are counted in minutes: no two runs take the same steps, so figures differ a little.\n"
-        content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        paths[record.number].write_text(head + content, encoding="utf-8")
+        content = config.model_dump(mode="json")
+        if search.initial:
+            head += f"# Starts from a checkpoint: mfm train {paths[record.number]} --from {search.initial}\n"
+            # defaults would stand for another representation than the checkpoint's
+            content["model"] = config.model.model_dump(mode="json", include=config.model.model_fields_set)
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        paths[record.number].write_text(head + text, encoding="utf-8")
     return paths
 
 

@@ -1,6 +1,9 @@
 """A search from its files to its results: checks, workers, progress, summary."""
 
+import contextlib
 import dataclasses
+import hashlib
+import itertools
 import logging
 import multiprocessing
 import os
@@ -8,19 +11,21 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
 from mfm import tracking
 from mfm.allocator import tune_allocator
+from mfm.checkpoint import load_model
 from mfm.config import validate
 from mfm.training.callbacks import Interruption
-from mfm.training.data import prepare_data
 from mfm.training.recipe import RunConfig
+from mfm.training.transfer import prepare_run
 from mfm.tuning.objectives import check_objectives, default_objective
 from mfm.tuning.results import Results, describe, write_results
 from mfm.tuning.space import Space, with_settings
@@ -58,6 +63,8 @@ class TuneOptions:
     """Whether trials may end early that are worse than the median of others."""
     threads: int = 1
     """CPU threads of each worker."""
+    initial: str = ""
+    """Checkpoint that every trial starts from, also ``models:/NAME@ALIAS`` or ``runs:/RUN``; none if empty."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +96,12 @@ def tune(recipe: Mapping[str, Any], space: Space, options: TuneOptions) -> TuneR
     search, config = _prepare(recipe, space, options)
     study = search.open()
     _refuse_strangers(search, study)
-    search.folder.mkdir(parents=True, exist_ok=True)
-    tracker = _open_tracker(config, search, study)
+    with _own_folder(search.folder) as folder:
+        return _carry_out(search, config, study, options, folder)
+
+
+def _carry_out(search: Search, config: RunConfig, study: Study, options: TuneOptions, folder: Path) -> TuneResult:
+    tracker = _open_tracker(config, search, study, folder)
     status = "FAILED"
     logger.info(
         "study %s in %s: %d trials, minimises %s",
@@ -101,7 +112,7 @@ def tune(recipe: Mapping[str, Any], space: Space, options: TuneOptions) -> TuneR
         if options.workers == 1:
             finished = work(search, study, tell=progress.tell)
         else:
-            finished = _supervise(search, options, progress)
+            finished = _supervise(search, options, progress, folder)
         with storage_errors(search.storage):
             results = write_results(search, study)
         # a worker may have put its trial back after all others had gone
@@ -122,12 +133,19 @@ def _prepare(recipe: Mapping[str, Any], space: Space, options: TuneOptions) -> t
     content = with_settings(recipe, space.fixed)
     config = validate(RunConfig, content)
     objectives = tuple(options.objectives) or (default_objective(config),)
-    data = prepare_data(config.data, list(config.model.tasks))
-    check_objectives(objectives, config, data)
+    initial = tracking.resolve(options.initial)
+    parent = None
+    facts: dict[str, Any] = {}
+    if initial:
+        with tracking.checkpoint_file(initial) as path:
+            parent = load_model(path)
+            facts = {"parent": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+    trained, data = prepare_run(config, parent, [] if parent is None else parent.tasks)
+    check_objectives(objectives, trained, data)
     if options.prune and len(objectives) > 1:
         logger.info("no trial ends early: with several objectives none is worse before all are known")
     assert data.valid is not None
-    facts = {
+    facts |= {
         **tracking.flatten(config.model_dump(mode="json", exclude={"name", "output", "tracking", "device"})),
         "space": space.to_dict(),
         "objective": list(objectives),
@@ -147,6 +165,7 @@ def _prepare(recipe: Mapping[str, Any], space: Space, options: TuneOptions) -> t
         facts=facts,
         n_trials=options.n_trials,
         prune=options.prune,
+        initial=initial,
     )
     return search, config
 
@@ -164,16 +183,37 @@ def _refuse_strangers(search: Search, study: Study) -> None:
         )
 
 
-def _open_tracker(config: RunConfig, search: Search, study: Study) -> tracking.Run:
+@contextlib.contextmanager
+def _own_folder(study: Path) -> Iterator[Path]:
+    """Folder for what a process alone writes: the study's, or one in it while another process has that.
+
+    Several machines may share the folder of a study, and several commands on one.
+    """
+    for number in itertools.count(1):
+        folder = study if number == 1 else study / f"process-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".process.lock")
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(timeout=0)
+            break
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def _open_tracker(config: RunConfig, search: Search, study: Study, folder: Path) -> tracking.Run:
     """Tracked run of the study, which those of its trials are nested under."""
     if config.tracking == "none":
         return tracking.NoRun()
+    experiment, directory = config.tracking.experiment, config.tracking.directory
+    if study.run_key and folder != search.folder:
+        return tracking.join_run(folder, experiment, search.study, directory, study.run_key)
     if not study.run_key:
         study.set_run_key(f"{search.study}-{uuid.uuid4().hex[:12]}")
     tags = {"mfm.commit": tracking.code_version(), "mfm.seed": str(config.seed)}
-    experiment, directory = config.tracking.experiment, config.tracking.directory
-    resume = (search.folder / tracking.JOURNAL).exists()
-    tracker = tracking.start_run(search.folder, experiment, search.study, tags, directory, resume, key=study.run_key)
+    resume = (folder / tracking.JOURNAL).exists()
+    tracker = tracking.start_run(folder, experiment, search.study, tags, directory, resume, key=study.run_key)
     tracker.log_params({"objectives": ",".join(search.objectives), **tracking.flatten(search.space.to_dict())})
     return tracker
 
@@ -198,11 +238,11 @@ class _Progress:
             logger.info("%d of %d | %s", len(self._told), self._search.n_trials, describe(record, self._search))
 
 
-def _supervise(search: Search, options: TuneOptions, progress: _Progress) -> bool:
+def _supervise(search: Search, options: TuneOptions, progress: _Progress, folder: Path) -> bool:
     """Let processes work, and replace those that are killed."""
     restarts = 0
     with Interruption().caught() as interruption:
-        workers = [_start(search, options, number) for number in range(options.workers)]
+        workers = [_start(search, options, number, folder) for number in range(options.workers)]
         try:
             some_work = True
             while some_work:
@@ -217,7 +257,7 @@ def _supervise(search: Search, options: TuneOptions, progress: _Progress) -> boo
                     elif code is not None and code < 0 and not interruption.requested and restarts < _MOST_RESTARTS:
                         restarts += 1
                         logger.warning("worker %d was killed by signal %d; another takes over", number, -code)
-                        workers[number] = _start(search, options, number)
+                        workers[number] = _start(search, options, number, folder)
                         some_work = True
         finally:
             for worker in workers:
@@ -225,7 +265,7 @@ def _supervise(search: Search, options: TuneOptions, progress: _Progress) -> boo
                 worker.join()
     progress.tell()
     codes = [worker.exitcode or 0 for worker in workers]
-    logs = [search.folder / f"worker-{number}.log" for number in range(len(workers))]
+    logs = [folder / f"worker-{number}.log" for number in range(len(workers))]
     if all(code > 0 and code != _STOPPED for code in codes):
         last = logs[0].read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise ValueError(f"every worker gave up; the log `{logs[0]}` ends with: {''.join(last)}")
@@ -235,18 +275,20 @@ def _supervise(search: Search, options: TuneOptions, progress: _Progress) -> boo
     return 0 in codes and not interruption.requested
 
 
-def _start(search: Search, options: TuneOptions, number: int) -> BaseProcess:
+def _start(search: Search, options: TuneOptions, number: int, folder: Path) -> BaseProcess:
     """Start a worker: a process of its own from the beginning, since torch does not survive a fork."""
     process = multiprocessing.get_context("spawn").Process(
-        target=_run_worker, args=(search, options.threads, os.getpid(), number), daemon=True
+        target=_run_worker,
+        args=(search, options.threads, os.getpid(), folder / f"worker-{number}.log"),
+        daemon=True,
     )
     process.start()
     return process
 
 
-def _run_worker(search: Search, threads: int, parent: int, number: int) -> None:
+def _run_worker(search: Search, threads: int, parent: int, path: Path) -> None:
     """Body of a worker: its output goes to a file."""
-    log = (search.folder / f"worker-{number}.log").open("a", encoding="utf-8")
+    log = path.open("a", encoding="utf-8")
     for descriptor in (1, 2):
         os.dup2(log.fileno(), descriptor)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)

@@ -10,7 +10,9 @@ from typing import Any
 import pydantic
 
 from mfm.config import Config, apply_overrides, read_yaml, validate
+from mfm.model import MFMModel
 from mfm.training.recipe import RunConfig
+from mfm.training.transfer import adopt
 
 __all__ = ["Choice", "Interval", "RangeConfig", "Space", "check_space", "read_space", "with_settings"]
 
@@ -91,12 +93,14 @@ class Space:
         return {key: dataclasses.asdict(setting) for key, setting in self.searched.items()} | dict(self.fixed)
 
 
-def read_space(path: str | Path, recipe: Mapping[str, Any]) -> Space:
+def read_space(path: str | Path, recipe: Mapping[str, Any], parent: MFMModel | None = None) -> Space:
     """Space in a YAML file, see :func:`check_space`."""
-    return check_space(read_yaml(path), recipe, f"`{path}`")
+    return check_space(read_yaml(path), recipe, f"`{path}`", parent)
 
 
-def check_space(content: Mapping[str, Any], recipe: Mapping[str, Any], source: str = "the space") -> Space:
+def check_space(
+    content: Mapping[str, Any], recipe: Mapping[str, Any], source: str = "the space", parent: MFMModel | None = None
+) -> Space:
     """Check a mapping of dotted key → range, choices or one value against the schema of a run.
 
     Every end of every range and every choice is set in the recipe and validated, the others being as the recipe has
@@ -108,6 +112,8 @@ def check_space(content: Mapping[str, Any], recipe: Mapping[str, Any], source: s
         A mapping with ``low`` and ``high`` is a range, a list holds choices, anything else is the one value of a key.
     recipe : mapping
         Content of a valid run file.
+    parent : MFMModel, optional
+        Whose weights the trials start from; its representation cannot be searched.
 
     Raises
     ------
@@ -120,7 +126,7 @@ def check_space(content: Mapping[str, Any], recipe: Mapping[str, Any], source: s
     for key, value in fixed.items():
         try:
             candidate = with_settings(base, {key: value})
-            _check_candidate(candidate, recipe)
+            _check_candidate(candidate, recipe, parent)
             base = candidate
         except ValueError as error:
             problems += _lines(f"`{key}` = {value!r}", error)
@@ -129,7 +135,7 @@ def check_space(content: Mapping[str, Any], recipe: Mapping[str, Any], source: s
         if key in fixed:
             continue
         try:
-            searched[key] = _setting(key, value, base)
+            searched[key] = _setting(key, value, base, parent)
         except ValueError as error:
             problems += _lines(f"`{key}`", error)
     if not searched and not problems:
@@ -151,17 +157,17 @@ def with_settings(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     return apply_overrides(recipe, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
 
 
-def _setting(key: str, value: Any, base: Mapping[str, Any]) -> Interval | Choice:
+def _setting(key: str, value: Any, base: Mapping[str, Any], parent: MFMModel | None) -> Interval | Choice:
     if isinstance(value, list):
         if len(value) < 2:
             raise ValueError("a list holds choices, at least two; write a single value without brackets")
         if len({json.dumps(option, sort_keys=True) for option in value}) < len(value):
             raise ValueError(f"choices must differ, got {value}")
         for option in value:
-            _check_value(key, option, base)
+            _check_value(key, option, base, parent)
         return Choice(tuple(value))
     given = validate(RangeConfig, value, f"the range {value}")
-    taken = [_check_value(key, end, base) for end in (given.low, given.high)]
+    taken = [_check_value(key, end, base, parent) for end in (given.low, given.high)]
     if any(isinstance(end, bool) or not isinstance(end, int | float) for end in taken):
         raise ValueError("a range needs a setting that is a number; list the choices instead")
     interval = Interval(given.low, given.high, given.log, given.step, whole=isinstance(taken[0], int))
@@ -170,7 +176,7 @@ def _setting(key: str, value: Any, base: Mapping[str, Any]) -> Interval | Choice
     return interval
 
 
-def _check_value(key: str, value: Any, base: Mapping[str, Any]) -> Any:
+def _check_value(key: str, value: Any, base: Mapping[str, Any], parent: MFMModel | None) -> Any:
     """The value as the schema takes it.
 
     Raises
@@ -179,7 +185,7 @@ def _check_value(key: str, value: Any, base: Mapping[str, Any]) -> Any:
         If the recipe is not valid with it.
     """
     try:
-        config = _check_candidate(with_settings(base, {key: value}), base)
+        config = _check_candidate(with_settings(base, {key: value}), base, parent)
     except ValueError as error:
         raise ValueError("\n".join(_lines(f"with {value!r}", error))) from error
     node: Any = config.model_dump()
@@ -188,12 +194,14 @@ def _check_value(key: str, value: Any, base: Mapping[str, Any]) -> Any:
     return node
 
 
-def _check_candidate(candidate: Mapping[str, Any], recipe: Mapping[str, Any]) -> RunConfig:
+def _check_candidate(candidate: Mapping[str, Any], recipe: Mapping[str, Any], parent: MFMModel | None) -> RunConfig:
     config = validate(RunConfig, candidate)
     known = list(validate(RunConfig, recipe).model.tasks)
     if list(config.model.tasks) != known:
         # a misspelt task would be a new one
         raise ValueError(f"the recipe's tasks are {', '.join(known)}, this makes them {', '.join(config.model.tasks)}")
+    if parent is not None:
+        adopt(config, parent)
     return config
 
 

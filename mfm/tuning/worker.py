@@ -52,6 +52,8 @@ class Search:
     """What must not change while the study is continued."""
     n_trials: int
     prune: bool = True
+    initial: str = ""
+    """Checkpoint that every trial starts from, by a name that stays the same; none if empty."""
 
     def open(self) -> Study:
         """The study; see :func:`mfm.tuning.study.open_study`."""
@@ -202,15 +204,18 @@ def _train(search: Search, study: Study, trial: Trial, watch: _Watch) -> tuple[O
     folder = search.folder / trial_name(trial.number)
     content = search.trial_recipe(trial.settings, trial_name(trial.number), str(folder))
     supervision = Supervision(study.run_key, trial.settings, watch, watch.measure)
+    initial = search.initial or None
     try:
         config = validate(RunConfig, content)
         if (folder / STATE).exists():
             try:
-                return _outcome(train(config, resume=True, supervision=supervision).finished, watch), ""
+                return _outcome(
+                    train(config, initial=initial, resume=True, supervision=supervision).finished, watch
+                ), ""
             except ValueError as error:
                 logger.warning("trial %d starts anew: %s", trial.number, error)
                 shutil.rmtree(folder)
-        return _outcome(train(config, supervision=supervision).finished, watch), ""
+        return _outcome(train(config, initial=initial, supervision=supervision).finished, watch), ""
     except (ValueError, RuntimeError) as error:  # such as a GPU without enough memory
         return "failed", str(error)
 

@@ -48,6 +48,18 @@ def test_versions_aliases_and_runs_open_the_same_model(trained):
     assert MFMCalculator("models:/h2o@champion", fidelity="dft").fidelities() == ["dft", "ccsdt"]
 
 
+def test_a_name_that_may_move_on_is_resolved_to_one_that_stays(trained):
+    identifier = tracking.find_run(tracking.open_store(tracking.locate()), "water").info.run_id
+    for _ in range(2):
+        tracking.register(trained, "h2o", "champion", _passes)
+    assert tracking.resolve("models:/h2o@champion") == "models:/h2o/2"
+    assert tracking.resolve("models:/h2o/1") == "models:/h2o/1"
+    assert tracking.resolve("runs:/water") == f"runs:/{identifier}"
+    assert tracking.resolve(trained / "model.mfm") == str(trained / "model.mfm")
+    with pytest.raises(ValueError, match="the store has no model `models:/h2o@best`"):
+        tracking.resolve("models:/h2o@best")
+
+
 def test_an_alias_moves_only_past_the_gate(trained):
     asked = []
 

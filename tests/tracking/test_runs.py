@@ -286,3 +286,39 @@ def test_runs_of_other_folders_nest_by_key_and_are_continued(directory, tmp_path
     assert found["trial-000"].data.tags["mlflow.parentRunId"] == found["search"].info.run_id
     assert found["trial-000"].data.metrics["val/loss"] == 0.5
     assert found["trial-000"].info.status == "FINISHED"
+
+
+def test_a_trial_that_is_begun_anew_has_each_stage_once(directory, tmp_path):
+    """Its state was lost with the machine that worked on it, and the journal with it."""
+    tracking.start_run(tmp_path / "search", "exp", "search", {}, directory, key="search-1").finish()
+    for attempt, steps in (("first", (1, 2)), ("second", (1, 2, 3))):
+        trial = tracking.start_run(tmp_path / attempt, "exp", "trial-000", {}, directory, parent="search-1")
+        trial.log_dataset("chno", "builtin:chno", "0123456789abcdef", "train")
+        stage = trial.child("dft", {})
+        for step in steps:
+            stage.log_metrics({"train/loss": float(len(steps))}, step)
+        stage.finish()
+        trial.finish()
+    runs = _store(directory).search()
+    assert sorted(run.info.run_name for run in runs) == ["dft", "search", "trial-000"]
+    found = _runs(directory)
+    assert _store(directory).history(found["dft"].info.run_id, "train/loss") == [(1, 3.0), (2, 3.0), (3, 3.0)]
+    assert found["dft"].data.tags["mlflow.parentRunId"] == found["trial-000"].info.run_id
+    assert len(found["trial-000"].inputs.dataset_inputs) == 1
+
+
+def test_a_run_that_is_joined_waits_for_the_one_who_begins_it(directory, tmp_path):
+    """Two machines that work on a study in one folder: each has its own journal, the run is one."""
+    second = tracking.join_run(tmp_path / "search" / "process-2", "exp", "search", directory, "search-1")
+    second.log_metrics({"trials/complete": 1.0}, 1)
+    second.finish()
+    problem = Position.read(tmp_path / "search" / "process-2").problem
+    assert "`search-1`, which another process begins, is not recorded yet" in problem
+    first = tracking.start_run(tmp_path / "search", "exp", "search", {"mfm.seed": "0"}, directory, key="search-1")
+    first.log_metrics({"trials/complete": 2.0}, 2)
+    first.finish()
+    identifier = tracking.synchronise(tmp_path / "search" / "process-2", directory)
+    (run,) = _store(directory).search()
+    assert run.info.run_id == identifier
+    assert run.data.tags["mfm.seed"] == "0"
+    assert _store(directory).history(identifier, "trials/complete") == [(1, 1.0), (2, 2.0)]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mfm import tracking
+from mfm.checkpoint import read_provenance
 from mfm.config import validate
 from mfm.training.recipe import RunConfig
 from mfm.training.run import train
@@ -28,8 +29,8 @@ def config(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def make(**changes) -> RunConfig:
         where = {"experiment": "test", "directory": str(directory)}
         stages = [{"name": "low", "tasks": ["energy_low"], "max_steps": 6}, {"name": "joint", "max_steps": 3}]
-        settings = {"stages": stages, "tracking": where, **changes}
-        return validate(RunConfig, recipe(str(tmp_path / "morse.h5"), str(tmp_path / "run"), **settings))
+        settings = {"output": str(tmp_path / "run"), "stages": stages, "tracking": where, **changes}
+        return validate(RunConfig, recipe(str(tmp_path / "morse.h5"), **settings))
 
     return make
 
@@ -86,3 +87,13 @@ def test_training_does_not_need_a_store_that_works(config, directory, empty_stor
     assert _statuses(store) == {"morse": "FINISHED", "low": "FINISHED", "joint": "FINISHED"}
     (record,) = tracking.read_runs(store, [identifier])
     assert record.metrics["test/energy_high/count"] == 4
+
+
+def test_a_run_that_starts_from_an_alias_records_the_version(config, directory, tmp_path, monkeypatch):
+    monkeypatch.setenv("MFM_TRACKING_URI", str(directory))
+    parent = train(config())
+    tracking.register(parent.folder, "base", "champion", lambda path: [])
+    child = train(config(output=str(tmp_path / "child"), name="child"), initial="models:/base@champion")
+    (record,) = tracking.read_runs(tracking.open_store(tracking.locate()), [str(child.folder)])
+    assert record.tags["mfm.init"] == "models:/base/1"
+    assert read_provenance(child.checkpoint)["parent"] == "models:/base/1"

@@ -146,15 +146,24 @@ def test_the_report_names_every_version_that_made_a_model(study):
 
 
 def test_the_price_of_a_power_law():
-    errors = {n: [100.0 / n, 100.0 / n] for n in (1, 10, 1000)}
+    errors = {n: {0: 100.0 / n, 1: 100.0 / n} for n in (1, 10, 1000)}
     assert labels_needed(errors, 1.0).value == pytest.approx(100.0)
     assert labels_needed(errors, 0.01).value == math.inf
     assert labels_needed(errors, 500.0).value == 1.0
-    spread = labels_needed({n: [50.0 / n, 100.0 / n, 200.0 / n] for n in (1, 10, 1000)}, 1.0)
+    spread = labels_needed({n: {0: 50.0 / n, 1: 100.0 / n, 2: 200.0 / n} for n in (1, 10, 1000)}, 1.0)
     assert spread.value == pytest.approx(100.0)
     assert spread.low == pytest.approx(50.0)
     assert spread.high == pytest.approx(200.0)
-    assert math.isnan(labels_needed({1: [2.0], 10: [0.5]}, 1.0).low)
+    assert math.isnan(labels_needed({1: {0: 2.0}, 10: {0: 0.5}}, 1.0).low)
+
+
+def test_seeds_that_are_not_there_yet_do_not_count():
+    whole = {1: {1: 100.0, 2: 400.0}, 100: {1: 1.0, 2: 4.0}}
+    # seed 0 is ten times better and has not reached 100 labels, seed 3 has only that
+    partial = {1: {0: 10.0, **whole[1]}, 100: {**whole[100], 3: 0.1}}
+    assert labels_needed(partial, 8.0) == labels_needed(whole, 8.0)
+    with pytest.raises(ValueError, match="a seed must have an error at every number of labels"):
+        labels_needed({1: {0: 1.0}, 10: {1: 1.0}}, 0.5)
 
 
 def test_an_interval_of_seeds():
@@ -162,18 +171,36 @@ def test_an_interval_of_seeds():
     assert mean_interval([3.0]).text() == "3.0"
 
 
+def _write(layout: Layout, values: dict[tuple[str, int], dict[int, float]]) -> None:
+    """Results of models, with energies alone."""
+    for (strategy, n), errors in values.items():
+        for seed, error in errors.items():
+            path = layout.result(Cell(strategy, n, seed))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"metrics": {"energy_high": {"mae_mev": error}}, "seed": seed}))
+
+
+def test_harm_is_judged_by_the_seeds_that_both_have(file, tmp_path):
+    config = _config(file, strategies=["scratch", "joint"], seeds=4, labels=[3, 6])
+    values = {
+        # by itself `joint` looks worse: the seed that is hard for both is done for it alone
+        ("scratch", 3): {0: 10.0, 1: 11.0}, ("joint", 3): {0: 9.0, 1: 10.0, 2: 500.0},
+        # and here better, since the easy seed is
+        ("scratch", 6): {1: 10.0, 2: 10.5, 3: 11.0}, ("joint", 6): {0: 0.1, 1: 20.0, 2: 21.0, 3: 22.0},
+    }  # fmt: skip
+    _write(Layout(tmp_path), values)
+    (line,) = hurting(Findings(config, tmp_path))
+    assert line.startswith("`joint`, 6 labels, energy, test: 2.00 times the error of `scratch`, **hurts** (p = ")
+    assert Findings(config, tmp_path).target("metrics", "energy") == pytest.approx(10.0)  # of seed 1, which has both
+
+
 def test_harm_is_flagged_where_seeds_agree(file, tmp_path):
     config = _config(file, strategies=["scratch", "joint"], seeds=3, labels=[3, 6])
-    layout = Layout(tmp_path)
-    layout.result(Cell("joint", 3, 0)).parent.mkdir(parents=True)
     values = {
         ("scratch", 3): [10.0, 11.0, 10.5], ("joint", 3): [20.0, 21.0, 22.0],
         ("scratch", 6): [10.0, 2.0, 5.0], ("joint", 6): [10.0, 4.0, 3.0],
     }  # fmt: skip
-    for (strategy, n), errors in values.items():
-        for seed, error in enumerate(errors):
-            metrics = {"energy_high": {"mae_mev": error}}
-            layout.result(Cell(strategy, n, seed)).write_text(json.dumps({"metrics": metrics, "seed": seed}))
+    _write(Layout(tmp_path), {cell: dict(enumerate(errors)) for cell, errors in values.items()})
     lines = hurting(Findings(config, tmp_path))
     assert len(lines) == 2
     assert lines[0].startswith("`joint`, 3 labels, energy, test: 2.00 times the error of `scratch`, **hurts** (p = ")

@@ -1,6 +1,7 @@
 """Whole searches with tiny models: what they leave, how they go on, what they refuse."""
 
 import csv
+import dataclasses
 import json
 import logging
 import os
@@ -9,14 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 import yaml
 
 from mfm import tracking
+from mfm.checkpoint import load_model
 from mfm.cli import main
-from mfm.config import load_config
+from mfm.config import load_config, validate
+from mfm.evaluation.evaluate import evaluate
 from mfm.tracking.journal import read_records
 from mfm.tracking.run import _SenderProcess
+from mfm.training.data import prepare_data
 from mfm.training.recipe import RunConfig
 from mfm.training.run import train
 from mfm.tuning.objectives import COST
@@ -179,6 +184,46 @@ def test_a_full_disk_stops_the_search_which_then_goes_on(content, space, options
 def _full() -> None:
     with Path("/dev/full").open("w") as file:
         file.write("x")
+
+
+@pytest.mark.usefixtures("_no_figures")
+def test_trials_start_from_a_checkpoint(content, options, tmp_path):
+    low = {**content, "tasks": {"energy_low": {}}, "output": str(tmp_path / "parent")}
+    parent = train(validate(RunConfig, low)).checkpoint
+    # a tenth of a step from the parent: only its weights explain errors as small as its own
+    child = {**content, "stages": [{"name": "joint", "max_steps": 2}]}
+    child["model"] = {key: value for key, value in content["model"].items() if key != "readout_channels"}
+    space = check_space({"optimizer.lr": [1e-9, 1e-8]}, child, parent=load_model(parent))
+    goal = "val/energy_low/mae_mev_per_atom"
+    search = options(n_trials=2, objectives=[goal], initial=str(parent))
+    result = tune(child, space, search).results
+    figure = evaluate(load_model(parent), prepare_data(validate(RunConfig, low).data, ["energy_low"]).valid)
+    assert [record.values[0] for record in result.records] == pytest.approx([figure.flat("val")[goal]] * 2, rel=1e-3)
+    best = load_config(RunConfig, tmp_path / "study" / "best.yaml", [f"output={tmp_path / 'again'}"])
+    again = train(best, initial=parent).evaluations["valid"].flat("val")[goal]
+    assert again == pytest.approx(min(record.values[0] for record in result.records), abs=1e-6)
+    assert f"--from {parent}" in (tmp_path / "study" / "best.yaml").read_text()
+    other = train(validate(RunConfig, {**low, "seed": 1, "output": str(tmp_path / "other")})).checkpoint
+    with pytest.raises(ValueError, match="was begun with another parent; "):
+        tune(child, space, dataclasses.replace(search, initial=str(other)))
+    with pytest.raises(ValueError, match=r"with 16: `model\.backbone` must be the parent checkpoint's"):
+        check_space({"model.backbone.n_channels": [8, 16]}, child, parent=load_model(parent))
+
+
+@pytest.mark.usefixtures("_no_figures")
+def test_processes_that_share_a_folder_keep_apart_what_each_writes(content, space, options, tmp_path, monkeypatch):
+    monkeypatch.setattr("mfm.tracking.run._SenderProcess", NoSender)
+    content["tracking"] = {"directory": str(tmp_path / "mlruns")}
+    tune(content, space, options(n_trials=1))
+    before = (tmp_path / "study" / "tracking.jsonl").read_bytes()
+    with filelock.FileLock(tmp_path / "study" / ".process.lock"):  # as a process of another machine that goes on
+        assert tune(content, space, options(n_trials=2)).finished
+    assert (tmp_path / "study" / "tracking.jsonl").read_bytes() == before
+    (opened,) = [r for r, _ in read_records(tmp_path / "study" / "process-2", 0) if r["op"] == "open"]
+    assert opened["joins"]
+    assert opened["key"] == json.loads(before.splitlines()[0])["key"]
+    tune(content, space, options(n_trials=3))
+    assert (tmp_path / "study" / "tracking.jsonl").stat().st_size > len(before)
 
 
 def test_what_makes_no_search_is_refused_before_anything_starts(content, space, options, tmp_path):

@@ -1,5 +1,6 @@
 """Runs on a server with PostgreSQL behind it, as a group would have it."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             "--artifacts-destination",
             str(tmp_path / "artifacts"),
         ]
-        with serving([*command, "--workers", "1"], f"{address}/health", tmp_path / "server.log"):
+        # without the processes of MLflow's own jobs
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        log = tmp_path / "server.log"
+        with serving([*command, "--workers", "1"], f"{address}/health", log, env=environment):
             monkeypatch.setenv("MFM_TRACKING_URI", address)
             yield address
 

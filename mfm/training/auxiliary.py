@@ -44,8 +44,9 @@ _JITTER = 0.005
 class Conditioner(nn.Module):
     """What an atom is told, as equivariant features (degrees 1 … L) that enter the first layer.
 
-    Forces as |F| Y_lm of their direction in units of the model's scale, or features of the same shape; then one matrix
-    per degree without bias, so that zero stays zero.
+    Forces as arsinh |F| times Y_lm of their direction, in units of the model's scale, or features of the same shape;
+    then one matrix per degree without bias, so that zero stays zero. The matrices start at zero: what is told grows as
+    it helps.
 
     Parameters
     ----------
@@ -59,11 +60,13 @@ class Conditioner(nn.Module):
         super().__init__()
         self.harmonics = SphericalHarmonics(degree)
         self.mix = DegreewiseLinear(n_in, n_out, degree, 1)
+        nn.init.zeros_(self.mix.weight)
 
     def of_forces(self, forces: Tensor) -> Tensor:
         """(n_atoms, 3) → ((L + 1)² − 1, n_atoms, n_out)."""
         sizes = torch.linalg.vector_norm(forces, dim=1, keepdim=True)
-        harmonics = self.harmonics(forces / sizes.clamp(min=1e-12))[:, 1:] * sizes
+        # products of three features would turn the large force of a bumped atom into infinities; so only its logarithm
+        harmonics = self.harmonics(forces / sizes.clamp(min=1e-12))[:, 1:] * torch.asinh(sizes)
         made: Tensor = self.mix(harmonics.T.unsqueeze(2).to(forces.dtype))
         return made
 

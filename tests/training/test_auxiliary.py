@@ -12,9 +12,9 @@ from scipy.spatial.transform import Rotation
 
 from mfm.checkpoint import load_model
 from mfm.config import validate
-from mfm.data import open_dataset
+from mfm.data import Record, Store, open_dataset
 from mfm.data.dataset import GraphDataset
-from mfm.graph import AtomicGraph, collate
+from mfm.graph import AtomicGraph, Structure, collate
 from mfm.losses import LossTerm
 from mfm.model import NOISE, MFMModel
 from mfm.training.auxiliary import (
@@ -25,9 +25,10 @@ from mfm.training.auxiliary import (
     add_conditioner,
     remove_conditioner,
 )
+from mfm.training.denoising import denoising_term
 from mfm.training.recipe import RunConfig
 from mfm.training.run import train
-from tests.morse import morse_store, recipe
+from tests.morse import morse, morse_store, recipe
 from tests.tiny import tiny_model
 
 TASKS = ["energy_low", "energy_high", "forces_low", "hessian_product_low"]
@@ -57,6 +58,7 @@ def _model(condition: str) -> MFMModel:
     add_conditioner(model, condition)  # type: ignore[arg-type]
     with torch.no_grad():
         model.denoiser.tensor.output.normal_()
+        model.conditioner.mix.weight.normal_()
     return model
 
 
@@ -151,6 +153,47 @@ def test_the_loss_counts_moved_atoms_of_moved_structures_and_fades():
     assert terms[NOISE].count.item() == 2
     assert terms[NOISE].total.item() == pytest.approx(float(sum(parts)))
     assert total.item() == pytest.approx(2.0 + 0.4 * 0.75 * float(sum(parts)) / 2)
+
+
+def _water(spread: float, count: int) -> Store:
+    """Water displaced from rest, with its Morse forces."""
+    rng, numbers = np.random.default_rng(0), np.array([8, 1, 1])
+    rest = np.array([[0.0, 0.0, 0.0], [1.15, 0.0, 0.0], [-0.3, 1.1, 0.0]])
+    records = []
+    for _ in range(count):
+        positions = rest + spread * rng.normal(size=(3, 3))
+        energy, forces = morse(numbers, positions, "low")
+        labels = {"energy_low": np.array(energy), "forces_low": forces}
+        records.append(Record(Structure(numbers, positions), labels))
+    return Store.from_records(records, morse_store(1).card)
+
+
+@pytest.mark.slow
+def test_forces_tell_where_an_atom_came_from():
+    """Where structures are spread as far as the noise, most of it cannot be known without forces."""
+    store = _water(0.05, 256)
+    dataset = GraphDataset(store, 4.0, ["energy_low", "forces_low"], REFERENCES, torch.float32)
+    displaced = DisplacedDataset(dataset, 4.0, Displacement("forces", 1.0, 0.3, 0.05), 0)
+
+    def train_noise(told: bool, steps: int = 200) -> float:
+        torch.manual_seed(0)
+        model = tiny_model(dtype=torch.float32)
+        add_conditioner(model, "forces")
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps)
+        rng, losses = np.random.default_rng(1), []
+        for step in range(steps):
+            graph = collate(displaced.batch(rng.choice(len(store), 32, replace=False).tolist(), step))
+            noise = (WithDenoising(model)(graph, []) if told else model(graph, [NOISE]))[NOISE]
+            term = denoising_term(noise, graph)
+            optimizer.zero_grad()
+            (term.total / term.count).backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(term.total.item() / term.count.item())
+        return float(np.mean(losses[-40:]))
+
+    assert train_noise(True) < 0.7 * train_noise(False)
 
 
 def _config(file: Path, output: Path, **changes: Any) -> RunConfig:

@@ -47,7 +47,7 @@ FAST_LEVEL = DensityFunctionalLevel(functional="pbe", basis="def2-svp", fitting_
 FAST_MOLECULES = {
     "O": ([8, 1, 1], [[0, 0, 0.12], [0, 0.76, -0.47], [0, -0.76, -0.47]]),
     "[H][H]": ([1, 1], [[0, 0, 0], [0, 0, 0.76]]),
-    "N#N": ([7, 7], [[0, 0, 0], [0, 0, 1.1]]),
+    "OO": ([8, 8, 1, 1], [[0, 0.73, -0.06], [0, -0.73, -0.06], [0.8, 0.9, 0.45], [-0.8, -0.9, 0.45]]),
 }
 
 
@@ -105,7 +105,7 @@ def chosen_store(options: argparse.Namespace) -> Store:
 def fast_store(fidelity: str) -> Store:
     """A few distorted geometries of three molecules, labelled here."""
     generator, records = np.random.default_rng(0), []
-    basis = density_basis(FAST_LEVEL.basis, FAST_LEVEL.fitting_basis, [1, 7, 8])
+    basis = density_basis(FAST_LEVEL.basis, FAST_LEVEL.fitting_basis, [1, 8])
     for name, (numbers, positions) in FAST_MOLECULES.items():
         for _ in range(2):
             moved = np.array(positions) + 0.03 * generator.normal(size=(len(numbers), 3))

@@ -17,8 +17,10 @@ import mfm.nn.aggregate
 import mfm.nn.charge_state
 import mfm.nn.radial
 from mfm.backbones.gaunt import GauntBackbone, GauntConfig
+from mfm.density.basis import STARTS
 from mfm.graph import Structure
 from mfm.heads.base import AtomicTensor
+from mfm.heads.density import DensityCoefficients
 from mfm.model import MFMModel
 from mfm.nn.harmonics import SphericalHarmonics
 from tests.contract import test_head_contract as head_contract
@@ -143,11 +145,26 @@ def atoms_with_a_direction(patch: Patch) -> None:
     wrap(patch, AtomicTensor, "forward", lambda value, *_: value + 1e-3)
 
 
+def coefficients_with_a_charge(patch: Patch) -> None:
+    wrap(patch, DensityCoefficients, "forward", lambda value, *_: value + 1e-3 * torch.eye(1, 128, dtype=value.dtype))
+
+
+def components_in_another_order(patch: Patch) -> None:
+    def reverse(value: Tensor, *_: object) -> Tensor:
+        degree = slice(STARTS[2], STARTS[3])
+        shells = value[:, degree].reshape(len(value), -1, 5).flip(2)
+        return torch.cat([value[:, : degree.start], shells.flatten(1), value[:, degree.stop :]], dim=1)
+
+    wrap(patch, DensityCoefficients, "forward", reverse)
+
+
 PLANTED_IN_HEADS: dict[str, tuple[Callable[[Patch], None], str, dict[str, Any]]] = {
     "origin": (moments_about_the_origin, "test_moments_of_an_ion_do_not_depend_on_where_it_is", {}),
     "turning": (quadrupoles_that_do_not_turn, "test_heads_turn_with_the_molecule", {"improper": False}),
     "total charge": (offset_that_changes_the_total, "test_charges_add_up_to_the_total", {}),
     "isolated atom": (atoms_with_a_direction, "test_an_isolated_atom_is_a_sphere", {}),
+    "electrons": (coefficients_with_a_charge, "test_the_monopoles_of_a_density_are_the_charges", {}),
+    "order of components": (components_in_another_order, "test_heads_turn_with_the_molecule", {"improper": False}),
 }
 
 

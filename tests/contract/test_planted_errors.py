@@ -79,7 +79,7 @@ def wrong_derivative(scale_forces: float, scale_stress: float) -> Callable[[Patc
         def scaled(value: tuple[Tensor, Tensor | None], *_: object) -> tuple[Tensor, Tensor | None]:
             return value[0] * scale_forces, None if value[1] is None else value[1] * scale_stress
 
-        wrap(patch, mfm.model, "forces_and_stress", scaled)
+        wrap(patch, mfm.derivatives, "forces_and_stress", scaled)
 
     return plant
 

@@ -167,5 +167,6 @@ def test_a_parity_plot_opens_as_an_artifact(pages):
     pages.wait("//*[normalize-space(text())='test_parity_high.png']").click()
     image = pages.wait("//img[contains(@src, 'test_parity_high.png') or starts-with(@src, 'blob:')]")
     width = "return arguments[0].complete && arguments[0].naturalWidth"
-    wait_until(lambda: pages.driver.execute_script(width, image) > 300, "the plot")
+    wait_until(lambda: pages.driver.execute_script(width, image), "the plot")
     pages.shoot("parity")
+    assert pages.driver.execute_script(width, image) > 300

@@ -220,8 +220,13 @@ class Store:
             name=name, digest=digest[:36], source_type="local", source=json.dumps({"uri": source}), profile=None
         )
         tag = InputTag("mlflow.data.context", context)
+        inputs = [DatasetInput(dataset, tags=[tag])]
         with _clear_errors(self.location):
-            self._client.log_inputs(run, datasets=[DatasetInput(dataset, tags=[tag])])
+            try:
+                self._client.log_inputs(run, datasets=inputs)
+            except _mlflow().exceptions.MlflowException:
+                # of two runs that bring the same dataset at once, the second is refused: it is there when asked again
+                self._client.log_inputs(run, datasets=inputs)
 
     def log_artifact(self, run: str, path: Path, folder: str | None = None) -> None:
         """Copy a file to the run's artifacts."""

@@ -58,8 +58,8 @@ def test_two_runs_at_once_arrive_whole_and_their_models_open(server, tmp_path, m
         assert {"config.yaml", "test_parity_low.png"} <= set(store.files(record.id))
     assert tracking.register("one", "morse", "champion", lambda path: []) == ("1", [])
     assert tracking.resolve("models:/morse@champion") == "models:/morse/1"
-    assert tracking.open_model("models:/morse@champion").fidelities == ["low", "high"]
-    assert tracking.open_model("runs:/two").fidelities == ["low", "high"]
+    assert sorted(tracking.open_model("models:/morse@champion").fidelities) == ["high", "low"]
+    assert tracking.open_model("runs:/two").fidelities == ["high", "low"]
     compared = [sys.executable, "-m", "mfm.cli", "compare", "one", "two", "--html", "page.html"]
     assert "test/energy_high/mae_mev" in subprocess.run(compared, check=True, capture_output=True, text=True).stdout
     assert "data:image/png" in Path("page.html").read_text(encoding="utf-8")

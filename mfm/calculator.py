@@ -260,10 +260,8 @@ class MFMCalculator(Calculator):
         ValueError
             If the model has no density at the chosen fidelity, the structure is periodic, or there is none yet.
         """
-        from mfm.density.fields import FIELDS, field_at
+        from mfm.density.fields import field_at
 
-        if field not in FIELDS:
-            raise ValueError(f"`field` must be one of {', '.join(FIELDS)}, got `{field}`")
         return field_at(points, self._potential.density(_structure(self._last(atoms)), self.fidelity), field)
 
     def write_cube(
@@ -290,13 +288,10 @@ class MFMCalculator(Calculator):
         ValueError
             As :meth:`density`.
         """
-        from mfm.density.fields import FIELDS, field_at, write_field
+        from mfm.density.fields import write_field
 
-        if field not in FIELDS:
-            raise ValueError(f"`field` must be one of {', '.join(FIELDS)}, got `{field}`")
         structure = _structure(self._last(atoms))
-        density = self._potential.density(structure, self.fidelity)
-        write_field(path, structure, lambda points: field_at(points, density, field), field, step, margin)
+        write_field(path, structure, self._potential.density(structure, self.fidelity), field, step, margin)
 
     def gap(self, high: str, low: str, atoms: ase.Atoms | None = None) -> float:
         """Energy at one fidelity minus the energy at another, from one forward pass.

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 __all__ = ["main"]
@@ -26,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    _set_up_logging(options.verbose)
     try:
-        return int(options.run(options) or 0)
+        with _logging(options.verbose):
+            return int(options.run(options) or 0)
     except BrokenPipeError:
         # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,13 +53,21 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     return options
 
 
-def _set_up_logging(verbose: bool) -> None:
+@contextlib.contextmanager
+def _logging(verbose: bool) -> Iterator[None]:
+    """Log on standard error while a command runs; who calls `main` from Python keeps the logging of their own."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("mfm")
+    before = logger.handlers, logger.level, logger.propagate
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.handlers, level, logger.propagate = before
+        logger.setLevel(level)
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ Field = Literal["density", "deformation", "potential"]
 FIELDS: tuple[Field, ...] = get_args(Field)
 
 
-def field_at(points: np.ndarray, density: MolecularDensity, field: Field = "density") -> np.ndarray:
+def field_at(points: np.ndarray, density: MolecularDensity, field: str = "density") -> np.ndarray:
     """Values of a field at points (n_points, 3), Å.
 
     Returns
@@ -54,8 +54,8 @@ def field_on_grid(grid: CubeGrid, values_at: Callable[[np.ndarray], np.ndarray])
 def write_field(
     path: str | Path,
     structure: Structure,
-    values_at: Callable[[np.ndarray], np.ndarray],
-    field: Field,
+    density: MolecularDensity,
+    field: str = "density",
     step: float = 0.15,
     margin: float = 3.0,
 ) -> CubeGrid:
@@ -63,17 +63,18 @@ def write_field(
 
     Parameters
     ----------
-    values_at : callable
-        Field (n_points,), in e/Å³ or V, at points (n_points, 3), Å.
+    density : MolecularDensity
+        Of the structure.
     step, margin : float, Å
         See :func:`mfm.density.cube.cube_grid`.
 
     Raises
     ------
     ValueError
-        If step or margin are not positive.
+        If step or margin are not positive, or see :func:`field_at`.
     """
     grid = cube_grid(structure, step, margin)
+    values = field_on_grid(grid, lambda points: field_at(points, density, field))
     unit, name = (1.0 / HARTREE, "hartree/e") if field == "potential" else (BOHR**3, "e/bohr^3")
-    write_cube(path, structure, grid, unit * field_on_grid(grid, values_at), f"{field} of {structure.formula}, {name}")
+    write_cube(path, structure, grid, unit * values, f"{field} of {structure.formula}, {name}")
     return grid

@@ -65,10 +65,7 @@ def _density(options: argparse.Namespace) -> int:
     structure = Structure.from_ase(atoms)
     density = potential.density(structure, check_fidelity(fidelity, potential.fidelities))
     if options.cube is not None:
-        grid = write_field(
-            options.cube, structure, lambda points: field_at(points, density, options.field), options.field,
-            options.step, options.margin,
-        )  # fmt: skip
+        grid = write_field(options.cube, structure, density, options.field, options.step, options.margin)
         sys.stdout.write(f"{options.cube}: {' x '.join(map(str, grid.shape))} points, {options.field}\n")
     if options.picture is not None:
         plot_slice(options.picture, structure, lambda points: field_at(points, density, options.field), options.field)

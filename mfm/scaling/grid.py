@@ -1,7 +1,6 @@
 """Trains the models of a scaling study; every one that is there is not trained again."""
 
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from mfm.training.recipe import DataConfig
 __all__ = ["run_cell", "run_grid", "write_data"]
 
 _MAY_GROW = {"structures", "steps", "seeds"}
-"""Settings of a study that say which models it has, and not what they are."""
 
 
 def write_data(config: ScalingConfig, layout: Layout) -> None:
@@ -60,8 +58,7 @@ def run_grid(config: ScalingConfig, folder: Path, n_workers: int = 1) -> bool:
         If the folder holds models of another study, or see :func:`write_data`.
     """
     layout = Layout(folder)
-    common = json.loads(config.model_dump_json(exclude=_MAY_GROW))
-    keep_settings(layout, common, functools.partial(write_data, config, layout))
+    keep_settings(layout, config, _MAY_GROW, functools.partial(write_data, config, layout))
     return train_missing(config.name, layout, [config.cells()], functools.partial(run_cell, config, layout), n_workers)
 
 

@@ -16,7 +16,7 @@ from mfm.properties import parse_task
 from mfm.scaling.fit import Law, intervals, is_identifiable
 from mfm.scaling.plan import ScalingConfig
 from mfm.study.cells import Layout
-from mfm.study.report import Interval, mean_interval, table, write_pages
+from mfm.study.report import Interval, mean_interval, provenance, table, write_pages
 
 __all__ = ["Findings", "write_report"]
 
@@ -250,17 +250,16 @@ def write_report(config: ScalingConfig, folder: Path) -> list[Path]:
     compute = {task: fit_points(frontier(found.points(task)), ["seconds"]) for task in found.tasks}
     figure = folder / "report.png"
     _draw(found, laws, compute, figure)
-    some = next(iter(found.cells.values()))[0]
     sections = [
         ("laws L = L∞ + a N^−α + b D^−β", _law_table(laws)),
         *((f"{task} MAE, {_unit(task)}, longest training", _grid_table(found, task)) for task in found.tasks),
         ("compute: the least error for its time", _compute_table(found, compute)),
         ("what this cannot say", "\n".join(f"- {line}" for line in cautions(found))),
     ]
-    done = sum(map(len, found.cells.values()))
+    cells = [cell for group in found.cells.values() for cell in group]
     preface = (
-        f"{done} of {len(config.cells())} models, {config.seeds} seeds; means are geometric, intervals 95 %: Student's"
-        f" for errors, bootstrap over seeds for laws, which are fitted to logarithms at the longest training. Commit"
-        f" {some['commit']}, test data {some['test_digest']}, {some['processor']}."
+        f"{len(cells)} of {len(config.cells())} models, {config.seeds} seeds; means are geometric, intervals 95 %:"
+        " Student's for errors, bootstrap over seeds for laws, which are fitted to logarithms at the longest training."
+        f" {provenance(cells)}"
     )
     return write_pages(folder, config.name, preface, figure, sections)

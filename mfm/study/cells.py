@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from tqdm import tqdm
 
+from mfm.config import Config
 from mfm.tracking import flatten
 from mfm.training.experiment import begin, write_json
 
@@ -61,11 +62,15 @@ class Layout:
         return self.folder / "study.json"
 
 
-def keep_settings(layout: Layout, common: Mapping[str, Any], prepare: Callable[[], None]) -> None:
+def keep_settings(layout: Layout, config: Config, may_grow: set[str], prepare: Callable[[], None]) -> None:
     """Write what all models have in common, once their data are there, or refuse what differs from what is written.
 
     Parameters
     ----------
+    config : Config
+        Of the study.
+    may_grow : set of str
+        Settings that say which models it has, or how they are reported, and not what they are.
     prepare : callable
         Writes the data.
 
@@ -74,6 +79,7 @@ def keep_settings(layout: Layout, common: Mapping[str, Any], prepare: Callable[[
     ValueError
         If the folder holds models of another study: they do not belong into one report.
     """
+    common = json.loads(config.model_dump_json(exclude=may_grow))
     if layout.study.exists():
         then, now = flatten(json.loads(layout.study.read_text(encoding="utf-8"))), flatten(common)
         changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]

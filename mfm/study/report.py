@@ -4,13 +4,14 @@ import base64
 import dataclasses
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-__all__ = ["CONFIDENCE", "Interval", "mean_interval", "table", "write_pages"]
+__all__ = ["CONFIDENCE", "Interval", "mean_interval", "provenance", "table", "write_pages"]
 
 CONFIDENCE = 0.95
 """Of all intervals."""
@@ -51,6 +52,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Table in Markdown."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def provenance(cells: Sequence[Mapping[str, Any]]) -> str:
+    """What made the models of a report; a grid that was stopped may name several versions or machines."""
+    made = {
+        key: ", ".join(sorted({str(cell[key]) for cell in cells})) for key in ("commit", "test_digest", "processor")
+    }
+    return f"Commit {made['commit']}, test data {made['test_digest']}, {made['processor']}."
 
 
 def write_pages(folder: Path, name: str, preface: str, figure: Path, sections: Sequence[tuple[str, str]]) -> list[Path]:

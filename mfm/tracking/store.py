@@ -224,8 +224,10 @@ class Store:
         with _clear_errors(self.location):
             try:
                 self._client.log_inputs(run, datasets=inputs)
-            except _mlflow().exceptions.MlflowException:
+            except _mlflow().exceptions.MlflowException as error:
                 # of two runs that bring the same dataset at once, the second is refused: it is there when asked again
+                if error.error_code != "BAD_REQUEST":
+                    raise
                 self._client.log_inputs(run, datasets=inputs)
 
     def log_artifact(self, run: str, path: Path, folder: str | None = None) -> None:

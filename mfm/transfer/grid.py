@@ -1,7 +1,6 @@
 """Trains the models of a transfer study; every one that is there is not trained again."""
 
 import functools
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from mfm.transfer.plan import Cell, TransferConfig
 __all__ = ["run_cell", "run_grid", "write_data"]
 
 _MAY_GROW = {"labels", "strategies", "seeds", "target"}
-"""Settings of a study that say which models it has, or how they are reported, and not what they are."""
 
 
 def write_data(config: TransferConfig, layout: Layout) -> None:
@@ -78,8 +76,7 @@ def run_grid(config: TransferConfig, folder: Path, n_workers: int = 1) -> bool:
         If the folder holds models of another study, or see :func:`write_data`.
     """
     layout = Layout(folder)
-    common = json.loads(config.model_dump_json(exclude=_MAY_GROW))
-    keep_settings(layout, common, functools.partial(write_data, config, layout))
+    keep_settings(layout, config, _MAY_GROW, functools.partial(write_data, config, layout))
     cells = config.cells()
     waves = [
         [cell for cell in cells if config.parent(cell) is None],

@@ -13,15 +13,13 @@ from scipy import stats
 
 from mfm.properties import task_name
 from mfm.study.cells import Layout
-from mfm.study.report import CONFIDENCE, Interval, mean_interval, table, write_pages
+from mfm.study.report import CONFIDENCE, Interval, mean_interval, provenance, table, write_pages
 from mfm.transfer.plan import BASELINE, STRATEGIES, TransferConfig
 
 __all__ = ["labels_needed", "write_report"]
 
 _RESAMPLES = 2000
 _SETS = {"metrics": "test", "out_of_distribution": "out of distribution"}
-_MADE = ("commit", "test_digest", "n_parameters", "processor")
-"""What a cell says of how it was made; a grid that was stopped may hold several of each."""
 
 
 def labels_needed(errors: Mapping[int, Mapping[int, float]], target: float, seed: int = 0) -> Interval:
@@ -244,8 +242,8 @@ def write_report(config: TransferConfig, folder: Path) -> list[Path]:
     figure = folder / "report.png"
     _draw(found, figure)
     cells = [cell for group in found.cells.values() for cell in group]
-    made = {key: ", ".join(sorted({str(cell[key]) for cell in cells})) for key in _MADE}
-    done, planned = sum(map(len, found.cells.values())), len(config.labels) * len(config.strategies) * config.seeds
+    planned = len(config.labels) * len(config.strategies) * config.seeds
+    sizes = ", ".join(map(str, sorted({cell["n_parameters"] for cell in cells})))
     sections: list[tuple[str, str]] = [
         (f"labels of {config.high} that a target error costs", _price_table(found)),
         *((f"{quantity} MAE, {_SETS[part]}, {_unit(quantity)}", _error_table(found, part, quantity))
@@ -254,8 +252,8 @@ def write_report(config: TransferConfig, folder: Path) -> list[Path]:
         ("cost and stability", _cost_table(found)),
     ]  # fmt: skip
     preface = (
-        f"{done} of {planned} models, {config.seeds} seeds; means are geometric, intervals 95 %: Student's for errors,"
-        f" bootstrap over seeds for numbers of labels. Commit {made['commit']}, test data {made['test_digest']},"
-        f" {made['n_parameters']} parameters, {made['processor']}."
+        f"{len(cells)} of {planned} models of {sizes} parameters, {config.seeds} seeds; means are geometric,"
+        " intervals 95 %: Student's for errors, bootstrap over seeds for numbers of labels."
+        f" {provenance(cells)}"
     )
     return write_pages(folder, config.name, preface, figure, sections)

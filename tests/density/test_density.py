@@ -163,7 +163,7 @@ def test_potential_has_derivatives() -> None:
 
 def test_a_cube_file_is_read_by_others(tmp_path: Path) -> None:
     density = some_density()
-    grid = write_field(tmp_path / "a.cube", WATER, lambda points: field_at(points, density), "density", step=0.3)
+    grid = write_field(tmp_path / "a.cube", WATER, density, step=0.3)
     values, atoms = ase.io.cube.read_cube_data(str(tmp_path / "a.cube"))
     np.testing.assert_array_equal(atoms.numbers, WATER.atomic_numbers)
     np.testing.assert_allclose(atoms.positions, WATER.positions, atol=1e-5)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,24 +111,26 @@ return cells.map(cell => [cell.style.top, Boolean(cell.querySelector('a')), cell
 _SCROLL = """
 const grids = [...document.querySelectorAll('.ReactVirtualized__Grid')];
 const grid = grids.find(grid => getComputedStyle(grid).overflowY == 'auto');
-grid.scrollTop += 150;
-return grid.scrollTop + grid.clientHeight >= grid.scrollHeight;
+const ended = grid.scrollTop + grid.clientHeight >= grid.scrollHeight;
+grid.scrollTop = ended ? 0 : grid.scrollTop + 150;
 """
 
 
-def _metrics(pages: Pages) -> dict[str, set[float]]:
+def _metrics(pages: Pages, wanted: set[str]) -> dict[str, set[float]]:
     """Metrics on the page that compares runs, which draws only those that are scrolled to, and their values."""
     names: dict[str, str] = {}
     values: dict[str, set[float]] = {}
-    ended = False
-    while not ended:
-        time.sleep(0.3)  # the page draws what it was scrolled to
+
+    def is_whole() -> bool:
         for top, is_name, text in pages.driver.execute_script(_CELLS):
             if is_name:
                 names[top] = text
             elif text:
                 values.setdefault(top, set()).add(float(text))
-        ended = pages.driver.execute_script(_SCROLL) and len(values) == len(names) > len(RATES)
+        pages.driver.execute_script(_SCROLL)  # from the end back to the start: a busy page skips some
+        return names.keys() == values.keys() and wanted <= set(names.values())
+
+    wait_until(is_whole, f"all of {sorted(wanted)}")
     return {name: values[top] for top, name in names.items()}
 
 
@@ -155,7 +156,7 @@ def test_the_page_that_compares_shows_settings_that_differ_and_every_error(pages
         if name.startswith(("val/", "test/"))
     }
     assert {name.split("/")[1] for name in errors} == {"energy_low", "forces_low", "energy_high"}
-    found = _metrics(pages)
+    found = _metrics(pages, set(errors))
     assert {name: {round(value, 1) for value in found[name]} for name in errors} == errors
     pages.shoot("compare")
 

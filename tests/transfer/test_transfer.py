@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_the_report_names_errors_prices_and_costs(study):
     config, folder = study
     markdown, page, figure = write_report(config, folder)
     text = markdown.read_text()
-    assert "8 of 8 models, 2 seeds" in text
+    assert re.search(r"^8 of 8 models of [0-9, ]+ parameters, 2 seeds", text, re.MULTILINE)
     assert "| target | scratch | readout |" in text
     assert "energy, out of distribution:" in text
     row = next(line for line in text.splitlines() if line.startswith("| readout | low first, then the high level's"))

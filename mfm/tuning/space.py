@@ -87,6 +87,8 @@ class Space:
     searched: Mapping[str, Interval | Choice]
     fixed: Mapping[str, Any]
     """Settings with one value in every trial."""
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Value that the recipe itself has of a searched setting, where the space holds it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain content, to store with a study."""
@@ -142,7 +144,7 @@ def check_space(
         problems.append("nothing to search: give at least one key a range `{low: ..., high: ...}` or a list of choices")
     if problems:
         raise ValueError(f"{source} is not valid:\n" + "\n".join(f"  {problem}" for problem in problems))
-    return Space(searched, fixed)
+    return Space(searched, fixed, _own_values(searched, base, parent))
 
 
 def with_settings(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,10 +190,40 @@ def _check_value(key: str, value: Any, base: Mapping[str, Any], parent: MFMModel
         config = _check_candidate(with_settings(base, {key: value}), base, parent)
     except ValueError as error:
         raise ValueError("\n".join(_lines(f"with {value!r}", error))) from error
+    return _lookup(config, key)
+
+
+def _lookup(config: RunConfig, key: str) -> Any:
+    """Plain value of a dotted key."""
     node: Any = config.model_dump()
     for part in (f"model.{key}" if key.startswith("tasks.") else key).split("."):
         node = node[int(part)] if isinstance(node, list | tuple) else node[part]
     return node
+
+
+def _own_values(
+    searched: Mapping[str, Interval | Choice], base: Mapping[str, Any], parent: MFMModel | None
+) -> dict[str, Any]:
+    config, found = validate(RunConfig, base), {}
+    for key, setting in searched.items():
+        try:
+            own = _lookup(config, key)
+        except (KeyError, IndexError, TypeError):  # of a part that the recipe leaves out
+            continue
+        if isinstance(setting, Choice):
+            same = [option for option in setting.options if _check_value(key, option, base, parent) == own]
+        else:
+            same = [own] if _holds(setting, own) else []
+        if same:
+            found[key] = same[0]
+    return found
+
+
+def _holds(interval: Interval, value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    is_step = interval.step is None or _is_whole((value - interval.low) / interval.step)
+    return interval.low <= value <= interval.high and is_step
 
 
 def _check_candidate(candidate: Mapping[str, Any], recipe: Mapping[str, Any], parent: MFMModel | None) -> RunConfig:

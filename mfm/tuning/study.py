@@ -92,17 +92,18 @@ class _Sampler(optuna.samplers.BaseSampler):
     """Tree-structured Parzen estimator whose random numbers depend on the number of the trial alone.
 
     Workers then neither suggest the same, as equal seeds would make them, nor something else when a trial is taken up
-    again.
+    again. The first trial has the recipe's own settings: whatever is found is found beside them.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, own: Mapping[str, Any]) -> None:
         self._seed = seed
+        self._own = own
 
     def _estimator(self, trial: FrozenTrial) -> optuna.samplers.TPESampler:
         return optuna.samplers.TPESampler(seed=(self._seed * 1_000_003 + trial.number) % 2**32)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        return self._estimator(trial).infer_relative_search_space(study, trial)
+        return self._estimator(trial).infer_relative_search_space(study, trial) if trial.number else {}
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
         return self._estimator(trial).sample_relative(study, trial, search_space)
@@ -110,6 +111,8 @@ class _Sampler(optuna.samplers.BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
+        if trial.number == 0 and param_name in self._own:
+            return self._own[param_name]
         # each setting its own stream: one for all would give them all the same position in their ranges
         digest = uuid.uuid5(uuid.NAMESPACE_OID, f"{self._seed} {trial.number} {param_name}")
         estimator = optuna.samplers.TPESampler(seed=digest.int % 2**32)
@@ -282,9 +285,8 @@ def open_study(
     storage = _open_storage(location)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if prune else optuna.pruners.NopPruner()
     options: dict[str, Any] = {"storage": storage, "study_name": name, "load_if_exists": True}
-    study = optuna.create_study(
-        **options, sampler=_Sampler(seed), pruner=pruner, directions=["minimize"] * n_objectives
-    )
+    sampler = _Sampler(seed, {key: _plain(value) for key, value in space.own.items()})
+    study = optuna.create_study(**options, sampler=sampler, pruner=pruner, directions=["minimize"] * n_objectives)
     found = Study(study, storage, space)
     known = study.user_attrs.get(_FACTS)
     if known is None:

@@ -87,3 +87,21 @@ def test_every_mistake_is_on_a_line_of_its_own():
     lines = str(caught.value).splitlines()
     assert lines[0] == "`space.yaml` is not valid:"
     assert len(lines) == 3
+
+
+def test_the_recipe_s_own_settings_are_known_where_the_space_holds_them():
+    own = {"optimizer": {"lr": 1e-3}, "batch": {"structures": 4}, "model": {"long_range": {"name": "latent_ewald"}}}
+    content = {
+        "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+        "batch.structures": {"low": 3, "high": 9, "step": 2},  # 4 is not one of them
+        "optimizer.betas": [[0.9, 0.9], [0.8, 0.8]],  # nor are the recipe's
+        "model.long_range": [None, {"name": "latent_ewald"}],
+        "tasks.energy_low.weight": {"low": 2, "high": 3},
+        "stages.1.max_steps": [1, 2],
+    }
+    space = check_space(content, {**RECIPE, **own, "tasks": {**RECIPE["tasks"], "energy_low": {"weight": 2}}})
+    assert space.own == {
+        "optimizer.lr": 1e-3,
+        "model.long_range": {"name": "latent_ewald"},
+        "tasks.energy_low.weight": 2,
+    }

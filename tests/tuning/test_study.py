@@ -188,3 +188,14 @@ def test_storage_that_cannot_be_reached_is_named_without_passwords(place, messag
     with pytest.raises(ValueError, match=message) as caught:
         _open(place)
     assert "secret" not in str(caught.value)
+
+
+def test_the_first_trial_has_the_recipe_s_own_settings(place):
+    own = {"optimizer.lr": 2e-3, "model.long_range": {"name": "latent_ewald"}}
+    space = Space(SPACE.searched, SPACE.fixed, own)
+    with storage_errors(place):
+        study = open_study(place, "s", space, 1, FACTS)
+        trials = [study.claim(3) for _ in range(3)]
+    assert {key: trials[0].settings[key] for key in own} == own
+    assert trials[0].settings["batch.structures"] in (2, 4, 6, 8)
+    assert all(trial.settings["optimizer.lr"] != 2e-3 for trial in trials[1:])

@@ -171,9 +171,14 @@ class DensityBasis:
     def charge_row(self, number: int) -> np.ndarray:
         """(DENSITY_WIDTH,), ∫ χ of each coefficient of an element."""
         row = np.zeros(DENSITY_WIDTH)
-        values = [shell.electrons for shell in self.elements[number].shells if shell.degree == 0]
+        values = self.moments(number, 0)
         row[: len(values)] = values
         return row
+
+    def moments(self, number: int, degree: int) -> np.ndarray:
+        """(n_shells,), ∫ χ of an element's s functions, or ∫ x χ, Å, of its p functions along x; `degree` is 0 or 1."""
+        shells = [shell for shell in self.elements[number].shells if shell.degree == degree]
+        return np.array([shell.dipole if degree else shell.electrons for shell in shells])
 
     def dipole(self, rows: np.ndarray, structure: Structure) -> np.ndarray:
         """Dipole moment (3,), e Å, of the deformation about the nuclear charge centre; free atoms have none.
@@ -184,9 +189,8 @@ class DensityBasis:
         relative = structure.positions - numbers @ structure.positions / numbers.sum()
         moment = -self.electrons(rows, numbers) @ relative
         for row, number in zip(rows, numbers, strict=True):
-            lengths = [shell.dipole for shell in self.elements[int(number)].shells if shell.degree == 1]
-            components = row[STARTS[1] : STARTS[1] + 3 * len(lengths)].reshape(-1, 3)
-            moment = moment - np.array(lengths) @ components if lengths else moment
+            lengths = self.moments(int(number), 1)
+            moment = moment - lengths @ row[STARTS[1] : STARTS[1] + 3 * len(lengths)].reshape(-1, 3)
         return np.asarray(moment)
 
     def overlaps(self, number: int, degree: int) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Electron density of a molecule: Gaussian coefficients of what bonding changes in the superposed free atoms.
 
-The monopole of every atom is its charge in the charge state, so the density has the electrons that energy and dipole
-know of, to the last digit: c = c⁰ − q v, where c⁰ has no charge and v, one shape per element, has one electron.
+The monopole of every atom is its charge in the charge state and its dipole is the atomic dipole that the dipole of the
+molecule is made of, so the density has the electrons that energy and dipole know of, to the last digit, where they know
+them to be: c = c⁰ − q v − μ · w, where c⁰ has neither charge nor dipole, and v and w, learned for each element, have
+one electron and, along each axis, one e Å.
 """
 
 from typing import NamedTuple
@@ -13,6 +15,7 @@ from torch.nn import functional
 
 from mfm.density.basis import MAX_DEGREE, SLOTS, DensityBasis
 from mfm.graph import AtomicGraph
+from mfm.heads.atomic_dipoles import AtomicDipoles
 from mfm.heads.base import AtomicPart, Head, Moments, PartSetting
 from mfm.nn.aggregate import neighbour_table
 from mfm.nn.harmonics import SphericalHarmonics
@@ -21,19 +24,24 @@ from mfm.nn.products import SphereGrid
 from mfm.nn.radial import BesselBasis
 from mfm.properties import DENSITY_WIDTH
 
-__all__ = ["HEAD", "DensityCoefficients", "DensityMonopoles", "density"]
+__all__ = ["HEAD", "DensityCoefficients", "DensityShapes", "density"]
 
 _N_COMPONENTS = (MAX_DEGREE + 1) ** 2
 _N_ELEMENTS = 119
+_TIED = 2
+"""Degrees whose moments are those of the charge state and the atomic dipoles: monopoles and dipoles."""
 
 
 class _Tables(NamedTuple):
-    """Constants of a basis, float64: a count of electrons that is right to 1e-6 needs them so."""
+    """Constants of a basis, float64: a count of electrons that is right to 1e-6 needs them so.
+
+    An element without functions of a degree has moments and shapes of zero there.
+    """
 
     rows: Tensor  # (119,), row of an element in the others; the last one, of zeros, for elements without a basis
     inverse_roots: tuple[Tensor, ...]  # per degree (n_elements + 1, n_l, n_l), inverse roots of an atom's own overlaps
-    electrons: Tensor  # (n_elements + 1, n_0), ∫ χ of the s functions
-    shapes: Tensor  # (n_elements + 1, n_0), the s functions of one electron with the least ∫ χ²
+    moments: tuple[Tensor, ...]  # for s and p (n_elements + 1, n_l), ∫ χ and, Å, ∫ x χ
+    shapes: tuple[Tensor, ...]  # for s and p (n_elements + 1, n_l), functions of unit moment with the least ∫ χ²
 
 
 class _Basis:
@@ -46,31 +54,35 @@ class _Basis:
     def tables(self, device: torch.device) -> _Tables:
         """Made at the first call."""
         if device not in self._tables:
-            rows, roots, electrons, shapes = self._arrays()
-            self._tables[device] = _Tables(
-                torch.as_tensor(rows, device=device),
-                tuple(torch.as_tensor(root, device=device) for root in roots),
-                torch.as_tensor(electrons, device=device),
-                torch.as_tensor(shapes, device=device),
-            )
+            rows, *families = self._arrays()
+            roots, moments, shapes = (tuple(torch.as_tensor(x, device=device) for x in family) for family in families)
+            self._tables[device] = _Tables(torch.as_tensor(rows, device=device), roots, moments, shapes)
         return self._tables[device]
 
-    def _arrays(self) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:
+    def _arrays(self) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
         numbers = list(self.basis.elements)
         rows = np.full(_N_ELEMENTS, len(numbers))
         rows[numbers] = np.arange(len(numbers))
         roots = [np.zeros((len(numbers) + 1, count, count)) for count in SLOTS]
-        electrons, shapes = np.zeros((2, len(numbers) + 1, SLOTS[0]))
+        moments, shapes = ([np.zeros((len(numbers) + 1, count)) for count in SLOTS[:_TIED]] for _ in range(2))
         for row, number in enumerate(numbers):
             for degree in range(MAX_DEGREE + 1):
                 overlaps = self.basis.overlaps(number, degree)
                 if len(overlaps):
                     values, vectors = np.linalg.eigh(overlaps)
                     roots[degree][row, : len(values), : len(values)] = (vectors / np.sqrt(values)) @ vectors.T
-            electrons[row] = self.basis.charge_row(number)[: SLOTS[0]]
-            shape = roots[0][row] @ roots[0][row] @ electrons[row]
-            shapes[row] = shape / (electrons[row] @ shape)
-        return rows, roots, electrons, shapes
+            for degree in range(_TIED):
+                mine = self.basis.moments(number, degree)
+                moments[degree][row, : len(mine)] = mine
+                shape = roots[degree][row] @ roots[degree][row] @ moments[degree][row]
+                if len(mine):
+                    shapes[degree][row] = shape / (moments[degree][row] @ shape)
+        return rows, roots, moments, shapes
+
+
+def _without_moment(values: Tensor, moments: Tensor, shapes: Tensor) -> Tensor:
+    """Coefficients (…, n_l, n_components) less, per component, the shape that has the moment they have."""
+    return values - shapes.unsqueeze(-1) * (moments.unsqueeze(-1) * values).sum(dim=-2, keepdim=True)
 
 
 def _basis(setting: PartSetting) -> DensityBasis:
@@ -78,8 +90,11 @@ def _basis(setting: PartSetting) -> DensityBasis:
     return setting.density_basis
 
 
-class DensityMonopoles(AtomicPart):
-    """(n_atoms, DENSITY_WIDTH): coefficients of one electron on an atom, a shape per element; a correction has none."""
+class DensityShapes(AtomicPart):
+    """(n_atoms, n_0 + n_1): what s functions have one electron and what p functions one e Å, learned for each element.
+
+    A correction has neither.
+    """
 
     degree = 0
 
@@ -87,20 +102,24 @@ class DensityMonopoles(AtomicPart):
         super().__init__()
         self.constants = _Basis(_basis(setting))
         self.is_correction = setting.is_correction
-        self.change = nn.Parameter(torch.zeros(len(_basis(setting).elements) + 1, SLOTS[0]))
+        n_rows = len(_basis(setting).elements) + 1
+        self.changes = nn.ParameterList([nn.Parameter(torch.zeros(n_rows, count)) for count in SLOTS[:_TIED]])
 
     def forward(self, scalars: Tensor, equivariants: Tensor, graph: AtomicGraph) -> Tensor:
-        """(n_atoms, DENSITY_WIDTH), float64."""
+        """(n_atoms, n_0 + n_1), float64."""
         tables = self.constants.tables(scalars.device)
-        change = torch.bmm(tables.inverse_roots[0], self.change.double().unsqueeze(2)).squeeze(2)
-        change = change - (change * tables.electrons).sum(dim=1, keepdim=True) * tables.shapes
-        shapes = change if self.is_correction else tables.shapes + change
+        found = []
+        for degree, learned in enumerate(self.changes):
+            moments, shapes = tables.moments[degree], tables.shapes[degree]
+            change = torch.bmm(tables.inverse_roots[degree], learned.double().unsqueeze(2))
+            change = _without_moment(change, moments, shapes).squeeze(2)
+            found.append(change if self.is_correction else shapes + change)
         rows = tables.rows.index_select(0, graph.atomic_numbers)
-        return functional.pad(shapes.index_select(0, rows), (0, DENSITY_WIDTH - shapes.shape[1]))
+        return torch.cat(found, dim=1).index_select(0, rows)
 
 
 class DensityCoefficients(AtomicPart):
-    """(n_atoms, DENSITY_WIDTH), e: coefficients that add no charge to any atom.
+    """(n_atoms, DENSITY_WIDTH), e: coefficients that add neither charge nor dipole to any atom.
 
     Harmonics up to l = 4 of the neighbours, with learned radial weights and what neighbours send, and the backbone's
     equivariants are mixed, multiplied on the sphere once, gated by the atom's scalars, and read out by matrices of the
@@ -148,10 +167,9 @@ class DensityCoefficients(AtomicPart):
             gated = features[degree**2 : (degree + 1) ** 2].transpose(0, 1) * gates[:, degree].unsqueeze(1)
             values = torch.bmm(gated, weights.index_select(0, rows)).double()  # (n_atoms, 2 l + 1, n_l)
             values = torch.bmm(tables.inverse_roots[degree].index_select(0, rows), values.transpose(1, 2))
-            if degree == 0:
-                values = values.squeeze(2)
-                electrons = (values * tables.electrons.index_select(0, rows)).sum(dim=1, keepdim=True)
-                values = values - electrons * tables.shapes.index_select(0, rows)
+            if degree < _TIED:
+                moments, shapes = (table[degree].index_select(0, rows) for table in (tables.moments, tables.shapes))
+                values = _without_moment(values, moments, shapes)
             columns.append(values.flatten(1))
         return torch.cat(columns, dim=1)
 
@@ -175,8 +193,15 @@ class DensityCoefficients(AtomicPart):
 
 
 def density(moments: Moments, graph: AtomicGraph) -> Tensor:
-    """(n_atoms, DENSITY_WIDTH), e, float64; an atom's monopole is its charge."""
-    return moments["density_coefficients"] - moments["charges"].unsqueeze(1) * moments["density_monopoles"]
+    """(n_atoms, DENSITY_WIDTH), e, float64; an atom's monopole is its charge and its dipole its atomic dipole."""
+    shapes_0, shapes_1 = moments["density_shapes"].split(SLOTS[:_TIED], dim=1)
+    monopoles = moments["charges"].unsqueeze(1) * shapes_0
+    dipoles = shapes_1.unsqueeze(2) * moments["atomic_dipoles"].unsqueeze(1)  # (n_atoms, n_1, 3), as rows have it
+    tied = torch.cat([monopoles, dipoles.flatten(1)], dim=1)
+    return moments["density_coefficients"] - functional.pad(tied, (0, DENSITY_WIDTH - tied.shape[1]))
 
 
-HEAD = Head(density, {"density_coefficients": DensityCoefficients, "density_monopoles": DensityMonopoles})
+HEAD = Head(
+    density,
+    {"density_coefficients": DensityCoefficients, "density_shapes": DensityShapes, "atomic_dipoles": AtomicDipoles},
+)

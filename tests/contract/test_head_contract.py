@@ -109,6 +109,13 @@ def test_the_monopoles_of_a_density_are_the_charges(electronic_model: MFMModel, 
         np.testing.assert_allclose(electrons, -found[f"charges_{fidelity}"], rtol=0, atol=EXACT)
 
 
+def test_the_dipole_of_a_density_is_the_dipole(electronic_model: MFMModel, molecule: Structure) -> None:
+    found, basis = evaluate(electronic_model, molecule), toy_basis(1, 6, 8)
+    for fidelity in FIDELITIES:
+        dipole = basis.dipole(found[f"density_{fidelity}"], molecule)
+        np.testing.assert_allclose(dipole, found[f"dipole_{fidelity}"][0], rtol=0, atol=EXACT)
+
+
 def test_moments_are_those_of_charges_and_atomic_dipoles(electronic_model: MFMModel, molecule: Structure) -> None:
     found = evaluate(electronic_model, molecule)
     numbers = molecule.atomic_numbers

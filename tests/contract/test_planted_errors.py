@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import mfm.backbones.gaunt
 import mfm.derivatives
@@ -23,6 +24,7 @@ from mfm.heads.base import AtomicTensor
 from mfm.heads.density import DensityCoefficients
 from mfm.model import MFMModel
 from mfm.nn.harmonics import SphericalHarmonics
+from mfm.properties import DENSITY_WIDTH
 from tests.contract import test_head_contract as head_contract
 from tests.contract import test_model_contract as contract
 from tests.contract.conftest import make_model
@@ -146,7 +148,19 @@ def atoms_with_a_direction(patch: Patch) -> None:
 
 
 def coefficients_with_a_charge(patch: Patch) -> None:
-    wrap(patch, DensityCoefficients, "forward", lambda value, *_: value + 1e-3 * torch.eye(1, 128, dtype=value.dtype))
+    wrap(
+        patch,
+        DensityCoefficients,
+        "forward",
+        lambda value, *_: value + 1e-3 * torch.eye(1, DENSITY_WIDTH, dtype=value.dtype),
+    )
+
+
+def coefficients_with_a_dipole(patch: Patch) -> None:
+    def push(value: Tensor, *_: object) -> Tensor:
+        return value + 1e-3 * functional.one_hot(torch.tensor(STARTS[1]), DENSITY_WIDTH)
+
+    wrap(patch, DensityCoefficients, "forward", push)
 
 
 def components_in_another_order(patch: Patch) -> None:
@@ -164,6 +178,7 @@ PLANTED_IN_HEADS: dict[str, tuple[Callable[[Patch], None], str, dict[str, Any]]]
     "total charge": (offset_that_changes_the_total, "test_charges_add_up_to_the_total", {}),
     "isolated atom": (atoms_with_a_direction, "test_an_isolated_atom_is_a_sphere", {}),
     "electrons": (coefficients_with_a_charge, "test_the_monopoles_of_a_density_are_the_charges", {}),
+    "dipole of the density": (coefficients_with_a_dipole, "test_the_dipole_of_a_density_is_the_dipole", {}),
     "order of components": (components_in_another_order, "test_heads_turn_with_the_molecule", {"improper": False}),
 }
 

@@ -30,6 +30,14 @@ pytestmark = [
 RATES = {"slow": 1e-3, "middle": 3e-3, "fast": 1e-2}
 
 
+_NEW_VISITOR = """
+localStorage.clear();
+sessionStorage.clear();
+// a panel that would cover a quarter of the first page
+localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
+"""
+
+
 class Pages(NamedTuple):
     """Pages of three recorded recipes, open in a browser."""
 
@@ -42,8 +50,9 @@ class Pages(NamedTuple):
     """Name of a recipe to identifiers of its stages."""
 
     def open(self, address: str) -> None:
-        """Load an address anew, which a change of what follows its `#` would not do."""
-        self.driver.get("about:blank")
+        """Load an address as a new visitor does: rows unfolded before stay so, and are selected with their parent."""
+        self.driver.get(f"{self.address.partition('#')[0]}health")
+        self.driver.execute_script(_NEW_VISITOR)
         self.driver.get(address)
 
     def all(self, path: str) -> list[Any]:
@@ -82,9 +91,6 @@ def pages(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         command = [sys.executable, "-m", "mfm.cli", "ui", "--directory", str(directory), "--port", str(port)]
         printed = subprocess.run([*command, "--dry-run"], check=True, capture_output=True, text=True).stdout
         with serving(command, f"http://127.0.0.1:{port}/", folder / "ui.log"):
-            # a panel that would cover a quarter of the first page
-            driver.get(f"http://127.0.0.1:{port}/health")
-            driver.execute_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
             yield Pages(driver, printed.split()[0], runs, children)
 
 

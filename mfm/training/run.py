@@ -19,6 +19,7 @@ from mfm.model import Domain, MFMModel, build_model
 from mfm.training.callbacks import Interruption
 from mfm.training.data import RunData, fit_domain
 from mfm.training.history import History
+from mfm.training.ions import start_from_ions
 from mfm.training.ranks import ALONE, Ranks
 from mfm.training.recipe import RunConfig
 from mfm.training.resume import FORMAT, TrainingState, isolated_random_state, load_state, random_state, save_state
@@ -181,9 +182,10 @@ def _fresh_model(config: RunConfig, data: RunData, parent: MFMModel | None) -> M
     tasks, method, dtype = config.model.tasks, config.data.references, _DTYPES[config.dtype]
     if parent is not None:
         return start_from(parent, config.model, inherit_domain(parent, tasks, data.new, method), config.seed, dtype)
-    return build_model(
-        config.model, fit_domain(data.train, tasks, config.model.backbone.cutoff, method), config.seed, dtype
-    )
+    domain = fit_domain(data.train, tasks, config.model.backbone.cutoff, method)
+    model = build_model(config.model, domain, config.seed, dtype)
+    start_from_ions(model, data.train)
+    return model
 
 
 def _restore(config: RunConfig, state: TrainingState) -> MFMModel:

@@ -1,0 +1,107 @@
+"""Own charges of ions start from a linear fit, where ions make the forces."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from mfm.config import validate
+from mfm.data import DatasetCard, Record, Store
+from mfm.fidelity import LevelOfTheory
+from mfm.model import MFMModel, ModelConfig, build_model
+from mfm.structure import Structure
+from mfm.training.data import fit_domain
+from mfm.training.ions import fit_ions, start_from_ions
+from mfm.units import COULOMB_CONSTANT
+from tests.morse import morse_store
+
+CARD = DatasetCard(name="ions", levels={"exact": LevelOfTheory(method="point charges")}, energy_zero="separate ions")
+CHARGES = {12: 2.0, 17: -1.0, 11: 1.0}
+
+
+def molten(numbers: list[int], count: int, periodic: bool = False) -> Store:
+    """Clusters of point charges that repel each other; with `periodic`, in cells so large that images hardly count."""
+    rng, records = np.random.default_rng(0), []
+    atoms = np.array(numbers)
+    charges = np.array([CHARGES[z] for z in numbers])
+    corners = 3.1 * np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    for _ in range(count):
+        places = corners[rng.permutation(27)[: len(atoms)]] + 0.3 * rng.normal(size=(len(atoms), 3))
+        vectors = places[:, None] - places[None]
+        r = np.linalg.norm(vectors, axis=-1) + np.eye(len(atoms)) * 1e9
+        pushes = COULOMB_CONSTANT * np.outer(charges, charges) / r**3 + 12 * 2e4 / r**14
+        labels = {
+            "energy_exact": np.array(0.5 * (COULOMB_CONSTANT * np.outer(charges, charges) / r + 2e4 / r**12).sum()),
+            "forces_exact": (pushes[..., None] * vectors).sum(axis=1),
+        }
+        records.append(Record(Structure(atoms, places, charge=int(charges.sum())), labels, molecule="ions"))
+    return Store.from_records(records, CARD)
+
+
+def model_of(store: Store, own_charges: bool = True, task: str = "energy_exact", **options: object) -> MFMModel:
+    content = {
+        "tasks": {task: {}},
+        "backbone": {"cutoff": 5.0, "n_layers": 1, "n_channels": 8},
+        "long_range": {"name": "latent_ewald", "own_charges": own_charges, **options},
+    }
+    config = validate(ModelConfig, content)
+    return build_model(config, fit_domain(store, config.tasks, 5.0), 0, torch.float32)
+
+
+SALT = [12, 17, 17, 11, 17, 11, 17, 12, 17, 17, 11, 17]
+
+
+def test_charges_of_point_charges_are_found():
+    store = molten(SALT, 16)
+    fit = fit_ions(store, "forces_exact", model_of(store).long_range.owners["all"], 5.0)
+    assert fit.is_good
+    assert fit.error < 0.2 * fit.error_of_pairs
+    assert fit.charges.keys() == {11, 12, 17}
+    for number, charge in fit.charges.items():
+        # what the smooth charges of width 1.24 Å leave beyond the cutoff is the pairs' to describe, not quite
+        assert charge == pytest.approx(CHARGES[number], abs=0.03)
+
+
+@pytest.mark.parametrize("fidelities", ["shared", "own"])
+def test_a_model_starts_with_them(fidelities, caplog):
+    store = molten(SALT, 8)
+    model = model_of(store, fidelities=fidelities)
+    with caplog.at_level(logging.INFO, "mfm"):
+        start_from_ions(model, store)
+    assert "own charges start from a linear fit: Na +1.0" in caplog.text
+    (owner,) = model.long_range.owners.values()
+    for number, charge in CHARGES.items():
+        assert owner.state.own_elements[number, 0].item() == pytest.approx(charge, abs=0.03)
+    assert not owner.state.pulls.any()
+
+
+def test_bonds_are_not_taken_for_ions(caplog):
+    store = morse_store()
+    model = model_of(store, task="energy_low")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with caplog.at_level(logging.INFO, "mfm"):
+        start_from_ions(model, store)
+    assert "own charges start from electronegativities" in caplog.text
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("own_charges", [False, None])
+def test_models_without_own_charges_are_left_alone(own_charges, caplog):
+    store = molten(SALT, 4)
+    model = model_of(store, own_charges=False)
+    if own_charges is None:
+        content = model.config.model_dump() | {"long_range": None}
+        model = build_model(validate(ModelConfig, content), model.domain, 0, torch.float32)
+    with caplog.at_level(logging.INFO, "mfm"):
+        start_from_ions(model, store)
+    assert caplog.text == ""
+
+
+def test_without_forces_nothing_is_fitted():
+    records = [Record(r.structure, {"energy_exact": r.labels["energy_exact"]}, "ions") for r in molten(SALT, 3)]
+    store = Store.from_records(records, CARD)
+    model = model_of(store)
+    start_from_ions(model, store)
+    (owner,) = model.long_range.owners.values()
+    assert owner.state.pulls.any()

@@ -35,9 +35,13 @@ def draw(model: MFMModel, store: Store, fidelity: str, start: Path) -> None:
     off = density._replace(coefficients=density.coefficients - label)
     start.parent.mkdir(parents=True, exist_ok=True)
     for name, what, limit in (("deformation", density, 0.5), ("error", off, 0.05)):
-        path = start.with_name(f"{start.name}-{name}.png")
         plot_slice(
-            path, record.structure, lambda p, what=what: field_at(p, what, "deformation"), "deformation", limit=limit
+            start.with_name(f"{start.name}-{name}.png"),
+            record.structure,
+            lambda points, what=what: field_at(points, what, "deformation"),
+            "deformation",
+            limit=limit,
+            name=name,
         )
 
 

@@ -34,6 +34,7 @@ def plot_slice(
     margin: float = 2.0,
     n_points: int = 161,
     limit: float | None = None,
+    name: str = "",
 ) -> None:
     """Draw a field in the plane of a molecule, as colours with contours, and the atoms in it.
 
@@ -49,6 +50,8 @@ def plot_slice(
         Points along each side.
     limit : float, optional
         Largest value that colours tell from larger ones; by default one that suits the field.
+    name : str
+        Of what is drawn, where that is not the field itself, such as a difference of two.
     """
     centre, directions = molecular_plane(structure)
     inside = (structure.positions - centre) @ directions.T  # (n_atoms, 2)
@@ -70,7 +73,7 @@ def plot_slice(
         if np.linalg.norm(height) < _HEIGHT:
             axis.annotate(chemical_symbols[number], place, ha="center", va="center", fontsize=8, weight="bold")
     unit = "V" if field == "potential" else "e/Å³"
-    figure.colorbar(colours, ax=axis, label=f"{field} ({unit})", shrink=0.8)
+    figure.colorbar(colours, ax=axis, label=f"{name or field} ({unit})", shrink=0.8)
     axis.set_aspect("equal")
     axis.set_xlabel("Å")
     axis.set_ylabel("Å")

@@ -2,22 +2,28 @@
 
 Trains the recipe beside this file (CCSD(T) anchored to DFT, DFT anchored to GFN2-xTB), the same without xTB, and the
 same model on the CCSD(T) energies alone, equally long, for several seeds. Then compares forces with finite differences
-of CCSD(T) energies. One JSON file per model; a model that is there is not trained again.
+of CCSD(T) energies, tells molecules larger than any that was trained on apart, and lets the largest move at 500 K until
+a bond breaks. One JSON file per model; a model that is there is not trained again.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mfm.config import apply_overrides, read_yaml
+from mfm.calculator import MFMCalculator
+from mfm.config import apply_overrides, read_yaml, validate
 from mfm.data import Record, Store, open_dataset
+from mfm.evaluation.dynamics import survival_time
 from mfm.evaluation.evaluate import evaluate
 from mfm.model import MFMModel
+from mfm.training.data import prepare_data
 from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model, summary
+from mfm.training.recipe import RunConfig
 
 HERE = Path(__file__).parent
 MODELS: dict[str, dict[str, Any]] = {
@@ -70,10 +76,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="SEED",
         help="hold out training molecules drawn with this seed and leave the test molecules alone: to choose settings",
     )
+    parser.add_argument("--molecules", type=int, default=3, help="largest test molecules to move at 500 K (default 3)")
+    parser.add_argument("--picoseconds", type=float, default=20.0, help="longest run of each (default 20)")
     parser.add_argument("--fast", action="store_true", help="a few steps of a tiny model, to see that it runs")
     options = parser.parse_args()
     if options.fast:
-        options.seeds = [0]
+        options.seeds, options.molecules, options.picoseconds = [0], 1, 0.01
         options.overrides = [f"model.backbone={TINY_BACKBONE}", "validations=1", "tracking=none", *options.overrides]
     return options
 
@@ -86,10 +94,15 @@ def selection(source: str, seed: int) -> Store:
     store = open_dataset(source)
     usable = store.subset(~np.isin(store.molecules, store.card.test_molecules))
     labelled = usable.subset(usable.coverage("energy_ccsdt"))
-    heavy = labelled.n_atoms - labelled.composition(labelled.elements)[:, labelled.elements.index(1)]
-    names = np.unique(labelled.molecules[heavy > 1])
+    names = np.unique(labelled.molecules[heavy_atoms(labelled) > 1])
     drawn = np.random.default_rng(seed).choice(names, size=min(DRAWN, len(names)), replace=False)
     return usable.with_card(store.card.model_copy(update={"test_molecules": tuple(sorted(map(str, drawn)))}))
+
+
+def heavy_atoms(store: Store) -> np.ndarray:
+    """(n_structures,), atoms other than hydrogen."""
+    elements = store.elements
+    return np.asarray(store.n_atoms - store.composition(elements)[:, elements.index(1)])
 
 
 def stages(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -114,9 +127,35 @@ def run(name: str, seed: int, options: argparse.Namespace) -> bool:
     content = apply_overrides(content, options.overrides)
 
     def describe(model: MFMModel) -> dict[str, Any]:
-        return {"forces_against_ccsdt": {f"forces_{f}": compare_forces(model, f) for f in model.fidelities}}
+        config = validate(RunConfig, content)
+        data = prepare_data(config.data, list(config.model.tasks))
+        assert data.test is not None
+        far = larger(data.test, data.train)
+        return {
+            "forces_against_ccsdt": {f"forces_{f}": compare_forces(model, f) for f in model.fidelities},
+            "larger": evaluate(model, far).metrics if len(far) else {},
+            "survival_ps": survival(model, data.test, options),
+        }
 
     return run_model(content, options.results / f"{name}-{seed}.json", {"model": name, "seed": seed}, describe)
+
+
+def larger(test: Store, train: Store) -> Store:
+    """Test structures with more heavy atoms than any molecule that was trained on; pairs of molecules do not count."""
+    single = np.array(["." not in str(molecule) for molecule in train.molecules])
+    return test.subset(np.flatnonzero(heavy_atoms(test) > heavy_atoms(train)[single].max()))
+
+
+def survival(model: MFMModel, test: Store, options: argparse.Namespace) -> dict[str, float]:
+    """Picoseconds that the largest test molecules last at 500 K on the highest level, by molecule."""
+    _, first = np.unique(test.molecules, return_index=True)
+    found = {}
+    for row in sorted(first, key=lambda row: -test.n_atoms[row])[: options.molecules]:
+        record = test[int(row)]
+        atoms = record.structure.to_ase()
+        atoms.calc = MFMCalculator(model, fidelity="ccsdt", device="cpu")
+        found[record.molecule] = survival_time(atoms, options.picoseconds)
+    return found
 
 
 def compare_forces(model: MFMModel, fidelity: str) -> dict[str, float]:
@@ -131,30 +170,45 @@ def compare_forces(model: MFMModel, fidelity: str) -> dict[str, float]:
     return evaluate(model, Store.from_records(records, card), [task]).metrics[task]
 
 
+FORCE_ERROR = "mae_mev_per_angstrom"
+ROWS: list[tuple[str, tuple[str, ...]]] = [
+    ("CCSD(T) energy MAE, held-out molecules, meV", ("metrics", "energy_ccsdt", "mae_mev")),
+    ("CCSD(T) energy MAE, meV/atom", ("metrics", "energy_ccsdt", "mae_mev_per_atom")),
+    ("DFT energy MAE, meV", ("metrics", "energy_dft", "mae_mev")),
+    ("DFT force MAE, meV/Å", ("metrics", "forces_dft", FORCE_ERROR)),
+    ("larger than any trained on: CCSD(T) energy MAE, meV/atom", ("larger", "energy_ccsdt", "mae_mev_per_atom")),
+    ("DFT energy MAE, meV/atom", ("larger", "energy_dft", "mae_mev_per_atom")),
+    ("DFT force MAE, meV/Å", ("larger", "forces_dft", FORCE_ERROR)),
+    ("CCSD(T) head against CCSD(T) forces, MAE, meV/Å", ("forces_against_ccsdt", "forces_ccsdt", FORCE_ERROR)),
+    ("DFT head against CCSD(T) forces, MAE, meV/Å", ("forces_against_ccsdt", "forces_dft", FORCE_ERROR)),
+    ("optimiser steps", ("clock", "step")),
+]  # fmt: skip
+"""Title and place of a figure."""
+
+
 def report(results: Path) -> str:
     """Markdown table, means and ranges over seeds."""
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*-*.json"))]
-    rows = [
-        ("CCSD(T) energy MAE, held-out molecules, meV", lambda c: c["metrics"]["energy_ccsdt"]["mae_mev"]),
-        ("CCSD(T) energy MAE, meV/atom", lambda c: c["metrics"]["energy_ccsdt"]["mae_mev_per_atom"]),
-        ("DFT energy MAE, meV", lambda c: c["metrics"]["energy_dft"]["mae_mev"]),
-        ("DFT force MAE, meV/Å", lambda c: c["metrics"]["forces_dft"]["mae_mev_per_angstrom"]),
-        ("CCSD(T) head against CCSD(T) forces, MAE, meV/Å",
-         lambda c: c["forces_against_ccsdt"]["forces_ccsdt"]["mae_mev_per_angstrom"]),
-        ("DFT head against CCSD(T) forces, MAE, meV/Å",
-         lambda c: c["forces_against_ccsdt"]["forces_dft"]["mae_mev_per_angstrom"]),
-        ("optimiser steps", lambda c: c["clock"]["step"]),
-        ("CPU-minutes", lambda c: c["clock"]["seconds"] / 60),
-    ]  # fmt: skip
+
+    def column(pick: Callable[[dict[str, Any]], list[float]]) -> str:
+        mine = {name: [value for cell in cells if cell["model"] == name for value in pick(cell)] for name in MODELS}
+        return " | ".join(summary(values) for values in mine.values())
+
     lines = ["| | " + " | ".join(MODELS) + " |", "|" + " --- |" * (1 + len(MODELS))]
-    for title, pick in rows:
-        columns = []
-        for name in MODELS:
-            mine = [cell for cell in cells if cell["model"] == name]
-            needs_dft = title.startswith("DFT")
-            columns.append("" if needs_dft and name == "ccsdt-only" else summary([pick(cell) for cell in mine]))
-        lines.append(f"| {title} | " + " | ".join(columns) + " |")
+    lines += [f"| {title} | {column(lambda cell, place=place: at(cell, place))} |" for title, place in ROWS]
+    lines.append(f"| ps at 500 K until a bond breaks | {column(lambda cell: list(cell['survival_ps'].values()))} |")
+    lines.append(f"| CPU-minutes | {column(lambda cell: [cell['clock']['seconds'] / 60])} |")
     return "\n".join(lines) + "\n"
+
+
+def at(cell: Mapping[str, Any], place: Sequence[str]) -> list[float]:
+    """The figure at a place of nested results, if it is there."""
+    found: Any = cell
+    for key in place:
+        if key not in found:
+            return []
+        found = found[key]
+    return [found]
 
 
 if __name__ == "__main__":

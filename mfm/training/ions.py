@@ -32,8 +32,8 @@ __all__ = ["IonFit", "fit_ions", "start_from_ions"]
 logger = logging.getLogger(__name__)
 
 _N_RADIAL = 12
-_MOST_STRUCTURES, _MOST_SUMS = 16, 400
-"""Structures to fit to, half of them to judge by, and long-range sums to spend on them."""
+_MOST_STRUCTURES, _MOST_ATOMS = 16, 40_000
+"""Structures to fit to, half of them to judge by, and atoms to sum over for them: seconds, a minute at most."""
 _ENOUGH = 0.7
 """The charges are used if they make forces of other structures smaller by this factor than pairs alone do…"""
 _ONE_RANK = 0.8
@@ -62,8 +62,8 @@ class IonFit(NamedTuple):
 def start_from_ions(model: MFMModel, store: Store) -> None:
     """Let the atoms' own charges of a fresh model start from :func:`fit_ions`, if it is good.
 
-    Charges then flow between neighbours only as far as training lets them: electronegativities, from which they would
-    start otherwise, have told less.
+    No charge flows between neighbours then until training lets it: electronegativities, along which it would otherwise,
+    have told less.
 
     Does nothing for a model whose atoms have no own charges, or without forces to fit.
     """
@@ -83,6 +83,7 @@ def start_from_ions(model: MFMModel, store: Store) -> None:
     with torch.no_grad():
         for owner in owners:
             owner.state.pulls.zero_()
+            owner.state.donors.weight.zero_()
             for number, charge in fit.charges.items():
                 owner.state.own_elements[number, 0] = charge
 
@@ -112,7 +113,8 @@ def fit_ions(store: Store, forces: str, long_range: LatentEwald, cutoff: float) 
     labelled = np.flatnonzero(store.coverage(forces))
     elements = store.subset(labelled).elements
     pairs = list(itertools.combinations_with_replacement(range(len(elements)), 2))
-    count = int(np.clip(_MOST_SUMS // len(pairs), 2, _MOST_STRUCTURES))
+    each = len(pairs) * float(np.median(store.n_atoms[labelled]))
+    count = int(np.clip(_MOST_ATOMS // each, 2, _MOST_STRUCTURES))
     chosen = labelled[np.unique(np.linspace(0, len(labelled) - 1, count).astype(int))]
     blocks = []
     for record in (store[int(row)] for row in chosen):

@@ -9,6 +9,7 @@ import torch
 from mfm.config import validate
 from mfm.data import DatasetCard, Record, Store
 from mfm.fidelity import LevelOfTheory
+from mfm.graph import build_graph
 from mfm.model import MFMModel, ModelConfig, build_model
 from mfm.structure import Structure
 from mfm.training.data import fit_domain
@@ -73,7 +74,10 @@ def test_a_model_starts_with_them(fidelities, caplog):
     (owner,) = model.long_range.owners.values()
     for number, charge in CHARGES.items():
         assert owner.state.own_elements[number, 0].item() == pytest.approx(charge, abs=0.03)
-    assert not owner.state.pulls.any()
+    graph = build_graph(store[0].structure, model.cutoff)
+    charges = owner.state(torch.randn(graph.n_atoms, model.backbone.n_scalars), graph).charges[:, 0]
+    expected = [CHARGES[int(number)] for number in graph.atomic_numbers]
+    np.testing.assert_allclose(charges.detach().numpy(), expected, atol=0.03)
 
 
 def test_bonds_are_not_taken_for_ions(caplog):

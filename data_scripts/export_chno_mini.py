@@ -1,4 +1,4 @@
-"""Turn a labelling store into `builtin:chno-mini`: the HDF5 file and its card.
+"""Turn a labelling store into `builtin:chno-mini`, the HDF5 file and its card, and `builtin:chno-mini-densities`.
 
 python data_scripts/export_chno_mini.py --store chno-mini/labels.sqlite
 """
@@ -11,6 +11,7 @@ import numpy as np
 
 from mfm.data.card import CARD_FOLDER, DatasetCard, FileCard, file_sha256
 from mfm.data.store import Store, write_store
+from mfm.labelling.density_file import write_densities
 from mfm.labelling.export import Export, export_records, whole_provenance
 from mfm.labelling.plan import Plan, read_plan
 from mfm.labelling.store import LabelStore
@@ -93,18 +94,21 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--plan", type=Path, default=here / "chno_mini.yaml")
     parser.add_argument("--out", type=Path, default=here.parent / "mfm/data/builtin/chno-mini.h5")
+    parser.add_argument("--densities", type=Path, default=here.parent / "mfm/data/builtin/chno-mini-densities.h5")
     parser.add_argument("--card", type=Path, default=CARD_FOLDER / "chno-mini.yaml")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     plan, store = read_plan(arguments.plan), LabelStore(arguments.store, read_only=True)
     exported = within_reach(export_records(store, flag_names=FLAGS))
     card = make_card(plan, exported, whole_provenance(store))
+    n_densities = write_densities(store, "dft", plan.levels["dft"], arguments.densities)
     store.close()
     write_store(arguments.out, exported.records, card)
     file = FileCard(path=arguments.out.name, sha256=file_sha256(arguments.out), format="mfm")
     card = DatasetCard.model_validate(card.model_dump() | {"files": [file.model_dump()]})
     arguments.card.write_text(card.to_yaml(), encoding="utf-8")
     logging.info("%s\nleft out: %s", Store.open(arguments.out), exported.left_out or "nothing")
+    logging.info("%d densities in %s", n_densities, arguments.densities)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="builtin:chno-mini", help="dataset with energies, forces, charges, dipoles")
-    parser.add_argument("--densities", help="dataset with the densities (mfm label export --density)")
+    parser.add_argument("--densities", default="builtin:chno-mini-densities", help="dataset with their densities")
     parser.add_argument("--fidelity", default="dft")
     parser.add_argument("--minutes", type=float, default=20.0, help="CPU-minutes per model, a third of them at xtb")
     parser.add_argument("--scf", type=int, default=10, metavar="N", help="held-out molecules to start an SCF for")
@@ -74,9 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fast", action="store_true", help="a few steps on three molecules, to see that it runs")
     options = parser.parse_args()
     if options.fast:
-        options.seeds, options.scf = [0], 1
-    elif options.densities is None:
-        parser.error("--densities FILE is needed: write it with `mfm label export STORE --out A.h5 --density FILE`")
+        options.seeds, options.scf, options.densities = [0], 1, None
     return options
 
 

@@ -31,6 +31,8 @@ TEMPERATURE = 0.3
 SAMPLING_TOLERANCE = 1e-4
 """Of the Ewald sum that moves the ions; that of the labels has 1e-8."""
 POSITIVE, NEGATIVE = 11, 17
+NEAR = ["backbone.*", "heads.*"]
+"""Parameters of all but the long range."""
 
 
 class Box(NamedTuple):
@@ -147,7 +149,11 @@ def label(box: Box, positions: np.ndarray) -> Record:
 
 def recipe(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The run, as ``mfm train`` would read it."""
-    stage = {"max_steps": FAST_STEPS} if options.fast else {"max_minutes": options.minutes}
+    shares = {"near": 0.7, "all": 0.3}
+    length = {
+        stage: {"max_steps": FAST_STEPS} if options.fast else {"max_minutes": options.minutes * share}
+        for stage, share in shares.items()
+    }
     backbone = {"backbone": TINY_BACKBONE} if options.fast else {}
     data = {"train": f"ions-train-{options.n_train}.h5", "test": "ions-test.h5"}
     return {
@@ -155,7 +161,11 @@ def recipe(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "data": {**{part: str(options.work / file) for part, file in data.items()}, "valid_fraction": 0},
         "tasks": {"energy_exact": {}},
         "model": {"long_range": LONG_RANGE[name], **backbone},
-        "stages": [{"name": "fit", **stage}],
+        "stages": [
+            # the fit that training starts from knows the charges; they would only follow what the near part lacks
+            {"name": "near", "trainable": NEAR, **length["near"]},
+            {"name": "all", "lr": 3e-4, **length["all"]},
+        ],
         "batch": {"structures": 1},
         "validations": 1,
         "seed": seed,

@@ -52,7 +52,7 @@ def test_ion_gas(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: 
     script = load("ion_gas")
     results = run(script, monkeypatch, tmp_path)
     found = read(results / "ion-gas-long-range-4-0.json")
-    assert found["clock"]["step"] == 5
+    assert found["clock"]["step"] == 10
     assert found["metrics"]["forces_exact"]["count"] == 2 * 16
     assert "r2" in found["charges"]
     assert "charges" not in read(results / "ion-gas-short-range-4-0.json")

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from mfm.data import Record, Store
+from mfm.data.targets import label_target
 from mfm.density.basis import STARTS
 from mfm.density.evaluator import MolecularDensity
 from mfm.density.grid import integration_grid
@@ -48,7 +49,7 @@ def baselines(train: Store, test: Store, fidelity: str, low: str) -> dict[str, d
             for prop, value in values.items():
                 task = f"{prop}_{fidelity}"
                 if task in labels:
-                    add(prop, name, (value - labels[task]) * report_unit(task).factor)
+                    add(prop, name, (value - label_target(task, labels[task])) * report_unit(task).factor)
         if f"density_{fidelity}" in labels:
             add("density", "element means", np.array(spherical_error(record, shells, test, fidelity)))
     return {

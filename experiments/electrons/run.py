@@ -136,12 +136,12 @@ def run(seed: int, level: DensityFunctionalLevel, options: argparse.Namespace) -
     def describe(model: MFMModel) -> dict[str, Any]:
         data = prepare_data(validate(DataConfig, content["data"]), list(content["tasks"]))
         assert data.test is not None
-        labelled = data.test.subset(np.flatnonzero(data.test.coverage(f"density_{fidelity}")))
+        trained, labelled = (part.subset(part.coverage(f"density_{fidelity}")) for part in (data.train, data.test))
         draw(model, labelled, fidelity, options.results / f"seed-{seed}")
         return {
             "baselines": baselines(data.train, data.test, fidelity, LOW),
             "scf": scf_cycles(model, labelled, level, options.scf, fidelity),
-            "step_ratio": step_ratio(model, data.train, fidelity),
+            "step_ratio": step_ratio(model, trained, fidelity),
             "points_per_second": throughput(model, labelled, fidelity),
         }
 

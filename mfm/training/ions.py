@@ -9,7 +9,7 @@ make the forces, pairs and charges describe little of them, and the fit is not u
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from mfm.data.records import Record
 from mfm.data.store import Store
 from mfm.graph import AtomicGraph, build_graph
 from mfm.longrange.base import Particles
@@ -33,21 +34,26 @@ logger = logging.getLogger(__name__)
 
 _N_RADIAL = 12
 _MOST_STRUCTURES, _MOST_ATOMS = 16, 40_000
-"""Structures to fit to, half of them to judge by, and atoms to sum over for them: seconds, a minute at most."""
+"""Structures, half of which are fitted and half judge the fit, and atoms to sum over for them: seconds to minutes."""
+_MOST_PAIRS = 210
+"""Pairs of elements, those of twenty, beyond which the fit is not tried."""
 _ENOUGH = 0.7
 """The charges are used if they make forces of other structures smaller by this factor than pairs alone do…"""
 _ONE_RANK = 0.8
 """… and if one charge per element accounts for this share of the squares of Q."""
 _RIDGE = 1e-10
+_REPETITIONS = 100
+_MIDDLE = 2.2
+"""Electronegativity of hydrogen, between metals and their partners."""
 
 
 class IonFit(NamedTuple):
     """Charges of elements and how well they do, with pair interactions, on structures they were not fitted to."""
 
     charges: dict[int, float]
-    """Atomic number → charge, e; the element of highest electronegativity is negative."""
+    """Atomic number → charge, e, of the elements in the fitted structures; electronegative ones are negative."""
     error: float
-    """Root mean square error of forces, eV/Å."""
+    """Root mean square error of forces with these charges, eV/Å."""
     error_of_pairs: float
     """Likewise of pair interactions alone."""
     share: float
@@ -63,7 +69,7 @@ def start_from_ions(model: MFMModel, store: Store) -> None:
     """Let the atoms' own charges of a fresh model start from :func:`fit_ions`, if it is good.
 
     No charge flows between neighbours then until training lets it: electronegativities, along which it would otherwise,
-    have told less.
+    have told less. Elements that the fit has not seen start as they would without it, and so do further channels.
 
     Does nothing for a model whose atoms have no own charges, or without forces to fit.
     """
@@ -73,19 +79,23 @@ def start_from_ions(model: MFMModel, store: Store) -> None:
         return
     assert model.long_range is not None
     owners = [owner for owner in model.long_range.owners.values() if isinstance(owner, LatentEwald)]
-    fit = fit_ions(store, forces, owners[0], model.cutoff)
+    try:
+        fit = fit_ions(store, forces, owners[0], model.cutoff)
+    except ValueError as error:
+        logger.info("own charges start from electronegativities: %s", error)
+        return
     names = ", ".join(f"{chemical_symbols[number]} {charge:+.3f}" for number, charge in fit.charges.items())
-    off = f"forces off by {1e3 * fit.error:.3g} meV/Å with pair interactions, {1e3 * fit.error_of_pairs:.3g} without"
+    off = f"forces off by {1e3 * fit.error:.3g} meV/Å with pairs and charges, {1e3 * fit.error_of_pairs:.3g} with pairs"
     if not fit.is_good:
         logger.info("own charges start from electronegativities: a linear fit of %s e leaves %s", names, off)
         return
     logger.info("own charges start from a linear fit: %s e, %s", names, off)
     with torch.no_grad():
-        for owner in owners:
-            owner.state.pulls.zero_()
-            owner.state.donors.weight.zero_()
+        for state in (owner.state for owner in owners):
+            state.pulls[:, 0].zero_()
+            state.donors.weight[: state.n_terms].zero_()  # rows of the first channel
             for number, charge in fit.charges.items():
-                owner.state.own_elements[number, 0] = charge
+                state.own_elements[number, 0] = charge
 
 
 def _forces_of(model: MFMModel, store: Store) -> str:
@@ -102,61 +112,109 @@ def fit_ions(store: Store, forces: str, long_range: LatentEwald, cutoff: float) 
     Parameters
     ----------
     store : Store
-        Structures are taken from it evenly.
+        Structures are taken from it evenly; every other one is fitted, the rest tell how good the fit is.
     forces : str
         Label, such as ``forces_dft``.
     long_range : LatentEwald
         Gives the widths of the charges and how they are summed.
     cutoff : float, Å
         Radius of the pair interactions.
+
+    Returns
+    -------
+    IonFit
+
+    Raises
+    ------
+    ValueError
+        If no structure has the label, the fitted ones have more than twenty elements, or their periodicity is one that
+        :func:`mfm.longrange.energy.long_range_energy` refuses.
     """
+    chosen = _chosen(store, forces)
+    fitted, others = chosen[::2], chosen[1::2] or chosen
+    elements = sorted({int(z) for record in fitted for z in record.structure.atomic_numbers})
+    # who meets whom: nothing else can be fitted
+    met = {pair for record in fitted for pair in _pairs_of(record, elements)}
+    pairs = sorted(met)
+    if len(pairs) > _MOST_PAIRS:
+        raise ValueError(f"a linear fit takes at most {_MOST_PAIRS} pairs of elements, got {len(pairs)}")
+    known = [record for record in others if set(record.structure.atomic_numbers.tolist()) <= set(elements)] or fitted
+    systems = [
+        [_system(record, forces, elements, pairs, long_range, cutoff) for record in part] for part in (fitted, known)
+    ]
+    products = _least_squares(systems[0])[: len(pairs)]
+    charges, share = _factorised(products, pairs, len(elements))
+    charges = charges * (-np.sign(charges @ [ELECTRONEGATIVITY[z] - _MIDDLE for z in elements]) or 1.0)
+    errors = []
+    for q in (charges, np.zeros(len(elements))):
+        fixed = np.array([q[a] * q[b] for a, b in pairs])
+        rest = [[(x[:, len(pairs) :], y - x[:, : len(pairs)] @ fixed) for x, y in part] for part in systems]
+        weights = _least_squares(rest[0])
+        left = np.concatenate([y - x @ weights for x, y in rest[1]])
+        errors.append(float(np.sqrt(np.square(left).mean())))
+    return IonFit(dict(zip(elements, map(float, charges), strict=True)), errors[0], errors[1], share)
+
+
+def _chosen(store: Store, forces: str) -> list[Record]:
     labelled = np.flatnonzero(store.coverage(forces))
-    elements = store.subset(labelled).elements
-    pairs = list(itertools.combinations_with_replacement(range(len(elements)), 2))
-    each = len(pairs) * float(np.median(store.n_atoms[labelled]))
+    if not len(labelled):
+        raise ValueError(f"`{forces}` must be a label of the store, which has {', '.join(store.labels) or 'none'}")
+    n_elements = len(store.elements)
+    each = 0.5 * n_elements * (n_elements + 1) * float(np.median(store.n_atoms[labelled]))
     count = int(np.clip(_MOST_ATOMS // each, 2, _MOST_STRUCTURES))
-    chosen = labelled[np.unique(np.linspace(0, len(labelled) - 1, count).astype(int))]
-    blocks = []
-    for record in (store[int(row)] for row in chosen):
-        graph = build_graph(record.structure, cutoff, dtype=torch.float64)
-        columns = _columns(graph, elements, pairs, long_range, cutoff)
-        blocks.append((columns.numpy(), np.asarray(record.labels[forces]).reshape(-1)))
-    # every other structure is fitted, the rest tell how good it is; a single one has to do for both
-    fitted, others = blocks[::2], blocks[1::2] or blocks
-    weights, error = _least_squares(fitted, others, slice(None))
-    _, error_of_pairs = _least_squares(fitted, others, slice(len(pairs), None))
-    products = np.zeros((len(elements), len(elements)))
-    for (a, b), value in zip(pairs, weights[: len(pairs)], strict=True):
-        products[a, b] = products[b, a] = value
-    values, vectors = np.linalg.eigh(products)
-    charges = vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
-    charges = charges * (-np.sign(charges[np.argmax([ELECTRONEGATIVITY[z] for z in elements])]) or 1.0)
+    return [store[int(row)] for row in labelled[np.unique(np.linspace(0, len(labelled) - 1, count).astype(int))]]
+
+
+def _pairs_of(record: Record, elements: list[int]) -> Iterator[tuple[int, int]]:
+    present = sorted({elements.index(int(z)) for z in record.structure.atomic_numbers})
+    return itertools.combinations_with_replacement(present, 2)
+
+
+def _factorised(products: np.ndarray, pairs: list[tuple[int, int]], n_elements: int) -> tuple[np.ndarray, float]:
+    """Charges whose products are nearest to those given, up to their sign, and the share of the squares they explain.
+
+    Products of elements that never meet are what the charges say, found by repetition.
+    """
+    a, b = np.array(pairs).T
+    matrix = np.zeros((n_elements, n_elements))
+    charges = np.zeros(n_elements)
+    values = np.zeros(n_elements)
+    for _ in range(_REPETITIONS):
+        matrix = np.outer(charges, charges)
+        matrix[a, b] = matrix[b, a] = products
+        values, vectors = np.linalg.eigh(matrix)
+        charges = vectors[:, -1] * np.sqrt(max(values[-1], 0.0))
     size = float(np.square(values).sum())
-    share = float(values[-1] ** 2 / size) if size > 0 and values[-1] > 0 else 0.0
-    return IonFit(dict(zip(elements, map(float, charges), strict=True)), error, error_of_pairs, share)
+    return charges, float(values[-1] ** 2 / size) if size > 0 and values[-1] > 0 else 0.0
 
 
-def _least_squares(
-    fitted: Sequence[tuple[np.ndarray, np.ndarray]], others: Sequence[tuple[np.ndarray, np.ndarray]], used: slice
-) -> tuple[np.ndarray, float]:
-    """Coefficients of some columns, and the root mean square of what they leave of other structures' forces."""
-    columns, target = np.concatenate([x[:, used] for x, _ in fitted]), np.concatenate([y for _, y in fitted])
+def _system(
+    record: Record,
+    forces: str,
+    elements: list[int],
+    pairs: list[tuple[int, int]],
+    long_range: LatentEwald,
+    cutoff: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forces of a unit of every Q_ab and of every radial function of a pair, and the labels.
+
+    Returns
+    -------
+    (3 n_atoms, n_pairs (1 + _N_RADIAL)) and (3 n_atoms,), eV/Å
+    """
+    graph = build_graph(record.structure, cutoff, dtype=torch.float64)
+    kinds = torch.as_tensor(np.searchsorted(elements, record.structure.atomic_numbers))
+    columns = [_charge_forces(graph, kinds, pairs, long_range), _pair_forces(graph, kinds, pairs, cutoff)]
+    return torch.cat(columns, dim=1).numpy(), np.asarray(record.labels[forces]).reshape(-1)
+
+
+def _least_squares(systems: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Coefficients of the columns that come nearest to the labels."""
+    columns, target = np.concatenate([x for x, _ in systems]), np.concatenate([y for _, y in systems])
     sizes = np.linalg.norm(columns, axis=0).clip(min=np.finfo(float).tiny)
     scaled = columns / sizes
     gram = scaled.T @ scaled + _RIDGE * np.eye(len(sizes))
-    weights = np.linalg.solve(gram, scaled.T @ target) / sizes
-    left = np.concatenate([y - x[:, used] @ weights for x, y in others])
-    return weights, float(np.sqrt(np.square(left).mean()))
-
-
-def _columns(
-    graph: AtomicGraph, elements: list[int], pairs: list[tuple[int, int]], long_range: LatentEwald, cutoff: float
-) -> Tensor:
-    """Forces (3 n_atoms, n_pairs (1 + _N_RADIAL)) of a unit of every Q_ab and of every radial function of a pair."""
-    kinds = torch.as_tensor(np.searchsorted(elements, graph.atomic_numbers.numpy()))
-    return torch.cat(
-        [_charge_forces(graph, kinds, pairs, long_range), _pair_forces(graph, kinds, pairs, cutoff)], dim=1
-    )
+    return np.asarray(np.linalg.solve(gram, scaled.T @ target) / sizes)
 
 
 def _charge_forces(graph: AtomicGraph, kinds: Tensor, pairs: list[tuple[int, int]], long_range: LatentEwald) -> Tensor:

@@ -18,7 +18,7 @@ from mfm.units import COULOMB_CONSTANT
 from tests.morse import morse_store
 
 CARD = DatasetCard(name="ions", levels={"exact": LevelOfTheory(method="point charges")}, energy_zero="separate ions")
-CHARGES = {12: 2.0, 17: -1.0, 11: 1.0}
+CHARGES = {12: 2.0, 17: -1.0, 11: 1.0, 19: 1.0}
 
 
 def molten(numbers: list[int], count: int, periodic: bool = False) -> Store:
@@ -36,7 +36,8 @@ def molten(numbers: list[int], count: int, periodic: bool = False) -> Store:
             "energy_exact": np.array(0.5 * (COULOMB_CONSTANT * np.outer(charges, charges) / r + 2e4 / r**12).sum()),
             "forces_exact": (pushes[..., None] * vectors).sum(axis=1),
         }
-        records.append(Record(Structure(atoms, places, charge=int(charges.sum())), labels, molecule="ions"))
+        cell, pbc = np.eye(3) * 45.0 * periodic, np.full(3, periodic)
+        records.append(Record(Structure(atoms, places, cell, pbc, int(charges.sum())), labels, molecule="ions"))
     return Store.from_records(records, CARD)
 
 
@@ -53,8 +54,9 @@ def model_of(store: Store, own_charges: bool = True, task: str = "energy_exact",
 SALT = [12, 17, 17, 11, 17, 11, 17, 12, 17, 17, 11, 17]
 
 
-def test_charges_of_point_charges_are_found():
-    store = molten(SALT, 16)
+@pytest.mark.parametrize("periodic", [False, True])
+def test_charges_of_point_charges_are_found(periodic):
+    store = molten(SALT, 16, periodic)
     fit = fit_ions(store, "forces_exact", model_of(store).long_range.owners["all"], 5.0)
     assert fit.is_good
     assert fit.error < 0.2 * fit.error_of_pairs
@@ -62,6 +64,27 @@ def test_charges_of_point_charges_are_found():
     for number, charge in fit.charges.items():
         # what the smooth charges of width 1.24 Å leave beyond the cutoff is the pairs' to describe, not quite
         assert charge == pytest.approx(CHARGES[number], abs=0.03)
+
+
+def test_ions_that_never_meet_have_charges_of_their_own():
+    records = [record for pair in zip(molten([11, 17] * 6, 8), molten([19, 17] * 6, 8), strict=True) for record in pair]
+    # of every four neighbours two are fitted, one of each salt
+    order = [0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15]
+    store = Store.from_records([records[number] for number in order], CARD)
+    fit = fit_ions(store, "forces_exact", model_of(store).long_range.owners["all"], 5.0)
+    assert fit.is_good
+    for number, charge in fit.charges.items():
+        assert charge == pytest.approx(CHARGES[number], abs=0.03)
+
+
+def test_elements_that_were_not_fitted_start_as_they_would():
+    store = Store.from_records([*molten(SALT, 16), *molten([19, 17] * 4, 1)], CARD)
+    model = model_of(store)
+    (owner,) = model.long_range.owners.values()
+    before = owner.state.own_elements.detach().clone()
+    start_from_ions(model, store.subset(range(16)))
+    assert owner.state.own_elements[19] == before[19]
+    assert owner.state.own_elements[17] != before[17]
 
 
 @pytest.mark.parametrize("fidelities", ["shared", "own"])
@@ -72,12 +95,23 @@ def test_a_model_starts_with_them(fidelities, caplog):
         start_from_ions(model, store)
     assert "own charges start from a linear fit: Na +1.0" in caplog.text
     (owner,) = model.long_range.owners.values()
-    for number, charge in CHARGES.items():
-        assert owner.state.own_elements[number, 0].item() == pytest.approx(charge, abs=0.03)
+    for number in set(SALT):
+        assert owner.state.own_elements[number, 0].item() == pytest.approx(CHARGES[number], abs=0.03)
     graph = build_graph(store[0].structure, model.cutoff)
     charges = owner.state(torch.randn(graph.n_atoms, model.backbone.n_scalars), graph).charges[:, 0]
     expected = [CHARGES[int(number)] for number in graph.atomic_numbers]
     np.testing.assert_allclose(charges.detach().numpy(), expected, atol=0.03)
+
+
+def test_further_channels_keep_their_start():
+    store = molten(SALT, 8)
+    model = model_of(store, n_channels=2)
+    start_from_ions(model, store)
+    (owner,) = model.long_range.owners.values()
+    graph = build_graph(store[0].structure, model.cutoff)
+    charges = owner.state(torch.randn(graph.n_atoms, model.backbone.n_scalars), graph).charges
+    assert charges[:, 0].abs().min() > 0.9
+    assert charges[:, 1].abs().max() > 1e-3
 
 
 def test_bonds_are_not_taken_for_ions(caplog):
@@ -109,3 +143,5 @@ def test_without_forces_nothing_is_fitted():
     start_from_ions(model, store)
     (owner,) = model.long_range.owners.values()
     assert owner.state.pulls.any()
+    with pytest.raises(ValueError, match=r"`forces_exact` must be a label of the store, which has energy_exact"):
+        fit_ions(store, "forces_exact", owner, 5.0)

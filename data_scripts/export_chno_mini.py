@@ -4,12 +4,14 @@ python data_scripts/export_chno_mini.py --store chno-mini/labels.sqlite
 """
 
 import argparse
+import dataclasses
 import logging
 from pathlib import Path
 
 import numpy as np
 
 from mfm.data.card import CARD_FOLDER, DatasetCard, FileCard, file_sha256
+from mfm.data.records import Record
 from mfm.data.store import Store, write_store
 from mfm.labelling.density_file import write_densities
 from mfm.labelling.export import Export, export_records, whole_provenance
@@ -37,6 +39,20 @@ def within_reach(exported: Export) -> Export:
     ]
     left_out = exported.left_out | {f"forces above {LARGEST_FORCE:g} eV/Å": len(exported.records) - len(kept)}
     return exported._replace(records=kept, left_out=left_out)
+
+
+def with_bases(exported: Export) -> Export:
+    """Without `ccsdt` labels of geometries whose `dft` label was refused: what broke that determinant is in both."""
+
+    def checked(record: Record) -> Record:
+        if "energy_dft" in record.labels:
+            return record
+        labels = {task: value for task, value in record.labels.items() if not task.endswith("_ccsdt")}
+        return dataclasses.replace(record, labels=labels)
+
+    alone = sum("energy_ccsdt" in r.labels and "energy_dft" not in r.labels for r in exported.records)
+    left_out = exported.left_out | {"ccsdt: no dft": alone}
+    return exported._replace(records=[checked(record) for record in exported.records], left_out=left_out)
 
 
 def make_card(plan: Plan, exported: Export, provenance: dict[str, str]) -> DatasetCard:
@@ -98,7 +114,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     plan, store = read_plan(arguments.plan), LabelStore(arguments.store, read_only=True)
-    exported = within_reach(export_records(store, flag_names=FLAGS))
+    exported = with_bases(within_reach(export_records(store, flag_names=FLAGS)))
     card = make_card(plan, exported, whole_provenance(store))
     write_store(arguments.out, exported.records, card)
     file = FileCard(path=arguments.out.name, sha256=file_sha256(arguments.out), format="mfm")

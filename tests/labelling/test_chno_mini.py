@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mfm.data.joining import join_labels
 from mfm.data.opening import BUILTIN_FOLDER, open_dataset
 from mfm.data.splits import shared_geometries
 from mfm.data.store import Store
@@ -28,8 +29,8 @@ def dft(store: Store) -> Store:
 def test_counts(store: Store) -> None:
     assert len(set(store.molecules)) >= 400
     assert store.coverage("energy_xtb").sum() >= 20_000
-    assert store.coverage("energy_dft").sum() >= 600
-    assert store.coverage("energy_ccsdt").sum() >= 270
+    assert store.coverage("energy_dft").sum() >= 800
+    assert store.coverage("energy_ccsdt").sum() >= 600
     # whatever has a dearer label has the cheaper ones
     assert not (store.coverage("energy_ccsdt") & ~store.coverage("energy_dft")).any()
     assert not (store.coverage("energy_dft") & ~store.coverage("energy_xtb")).any()
@@ -37,6 +38,21 @@ def test_counts(store: Store) -> None:
     # the same geometry would have the same energy to the last bit
     assert len(np.unique(store.values("energy_xtb"))) == store.coverage("energy_xtb").sum()
     assert sum(file.stat().st_size for file in BUILTIN_FOLDER.glob("*.h5")) < 25e6
+
+
+def test_densities_belong_to_it(store: Store, dft: Store) -> None:
+    densities = open_dataset("builtin:chno-mini-densities")
+    assert len(densities) >= 170
+    assert len(shared_geometries(densities, dft)) >= len(densities) - 5  # some determinants were refused later
+    assert densities.card.levels["dft"].is_compatible(store.card.levels["dft"])
+    joined = join_labels(dft, densities)
+    labelled = joined.subset(joined.coverage("density_dft"))
+    assert np.isin(labelled.molecules, store.card.test_molecules).sum() >= 30
+    basis = joined.card.density_bases["dft"]
+    for record in labelled.subset(range(0, len(labelled), 10)):
+        rows, structure = record.labels["density_dft"], record.structure
+        assert basis.electrons(rows, structure.atomic_numbers).sum() == pytest.approx(-structure.charge, abs=1e-5)
+        np.testing.assert_allclose(basis.dipole(rows, structure), record.labels["dipole_dft"], atol=1e-4)
 
 
 def test_it_is_what_the_plan_asked_for(store: Store) -> None:
@@ -58,10 +74,11 @@ def test_nothing_of_the_test_molecules_is_outside(store: Store) -> None:
 def test_test_molecules_have_both_levels_at_every_size(store: Store) -> None:
     held_out = np.isin(store.molecules, store.card.test_molecules)
     n_heavy = store.composition([1, 6, 7, 8])[:, 1:].sum(axis=1)
-    for size in (2, 3, 4):
+    for size, least in ((2, 8), (3, 8), (4, 8), (6, 6)):
         chosen = held_out & (n_heavy == size) & store.coverage("energy_dft")
         assert len(set(store.molecules[chosen])) >= 2
-        assert store.coverage("energy_ccsdt")[chosen].sum() >= 8
+        assert store.coverage("energy_ccsdt")[chosen].sum() >= least
+    assert n_heavy[~held_out & np.array(["." not in name for name in store.molecules])].max() == 5
 
 
 def test_labels_are_physical(dft: Store) -> None:
@@ -86,7 +103,8 @@ def test_atomisation_energies_of_both_levels_agree(dft: Store) -> None:
     counts = dft.composition([1, 6, 7, 8])
     atoms = {name: counts @ [references[name][symbol] for symbol in "HCNO"] for name in ("xtb", "dft", "ccsdt")}
     binding = {name: (dft.energies(f"energy_{name}") - atoms[name]) / dft.n_atoms for name in atoms}
-    whole = ~np.isin(dft.origins, ["stretched", "compressed"])
+    charges = np.array([record.structure.charge for record in dft])
+    whole = ~np.isin(dft.origins, ["stretched", "compressed"]) & (charges == 0)  # an ion cost its ionisation
     assert (binding["dft"][whole] < -1.5).all()
     assert (binding["xtb"][whole] < -1.5).all()
     both = dft.coverage("energy_ccsdt")

@@ -26,17 +26,8 @@ from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model,
 from mfm.training.recipe import RunConfig
 
 HERE = Path(__file__).parent
-MODELS: dict[str, dict[str, Any]] = {
-    "cascade": {
-        "energy_xtb": {},
-        "energy_dft": {"anchor": "energy_xtb", "weight": 10.0},
-        "energy_ccsdt": {"anchor": "energy_dft", "weight": 0.1},
-    },
-    "anchor": {"energy_dft": {"weight": 10.0}, "energy_ccsdt": {"anchor": "energy_dft", "weight": 0.1}},
-    "ccsdt-only": {"energy_ccsdt": {}},
-}
-SHARES = {"cascade": {"xtb": 0.4, "joint": 0.6}}
-"""Stages and their shares of the time; all of it goes to `joint` where nothing else is said."""
+RECIPE = HERE / "run.yaml"
+MODELS = ("cascade", "anchor", "ccsdt-only")
 FORCES = "builtin:ccsdt-forces"
 DRAWN = 20
 """Molecules that `--select` holds out."""
@@ -51,7 +42,7 @@ def main() -> int:
     if options.select is not None:
         options.data = options.work / f"select-{options.select}.h5"
         options.work.mkdir(parents=True, exist_ok=True)
-        selection(read_yaml(HERE / "run.yaml")["data"]["train"], options.select).write(options.data)
+        selection(read_yaml(RECIPE)["data"]["train"], options.select).write(options.data)
     for seed in options.seeds:
         for name in options.models:
             if not run(name, seed, options):
@@ -105,22 +96,34 @@ def heavy_atoms(store: Store) -> np.ndarray:
     return np.asarray(store.n_atoms - store.composition(elements)[:, elements.index(1)])
 
 
-def stages(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Stages of a model, which together take as long as those of every other."""
+def arms(recipe: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Tasks and stages of every model: those of the recipe, the same without xTB, and CCSD(T) energies alone.
+
+    The last two have one stage, at the rate of the recipe's first: nothing was learned before.
+    """
+    tasks, stages = recipe["tasks"], recipe["stages"]
+    anchor = {name: task for name, task in tasks.items() if name != "energy_xtb"}
+    anchor["energy_dft"] = {key: value for key, value in anchor["energy_dft"].items() if key != "anchor"}
+    alone = {"name": "joint", "max_minutes": sum(stage["max_minutes"] for stage in stages)}
+    return {"cascade": (tasks, stages), "anchor": (anchor, [alone]), "ccsdt-only": ({"energy_ccsdt": {}}, [alone])}
+
+
+def timed(stages: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Stages with the same shares of another time, so that all models train equally long."""
+    whole = sum(stage["max_minutes"] for stage in stages)
     found = []
-    for stage, share in SHARES.get(name, {"joint": 1.0}).items():
-        tasks = ["energy_xtb"] if stage == "xtb" else [task for task in MODELS[name] if task != "energy_xtb"]
-        length = {"max_steps": FAST_STEPS} if options.fast else {"max_minutes": options.minutes * share}
-        # what the first stage learned is worth keeping: a third of the default rate from then on
-        rate = {"lr": 1e-3} if found else {}
-        found.append({"name": stage, "tasks": tasks, **length, **rate})
+    for stage in stages:
+        length = {"max_minutes": options.minutes * stage["max_minutes"] / whole}
+        rest = {key: value for key, value in stage.items() if key != "max_minutes"}
+        found.append({**rest, **({"max_steps": FAST_STEPS} if options.fast else length)})
     return found
 
 
 def run(name: str, seed: int, options: argparse.Namespace) -> bool:
     """Train and test one model; returns whether it was finished."""
-    content = read_yaml(HERE / "run.yaml")
-    content |= {"name": f"chno-mini-{name}-{seed}", "tasks": MODELS[name], "stages": stages(name, options)}
+    content = read_yaml(RECIPE)
+    tasks, stages = arms(content)[name]
+    content |= {"name": f"chno-mini-{name}-{seed}", "tasks": tasks, "stages": timed(stages, options)}
     content |= {"seed": seed, "output": str(options.work / f"{name}-{seed}")}
     if options.data is not None:
         content["data"]["train"] = str(options.data)

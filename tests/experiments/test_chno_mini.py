@@ -56,6 +56,6 @@ def test_models_are_trained_compared_and_tabled(tmp_path: Path, model: str, leve
     assert list(found["forces_against_ccsdt"]) == [f"forces_{level}" for level in levels]
     assert found["clock"]["step"] == (10 if model == "cascade" else 5)
     assert found["metrics"]["energy_ccsdt"]["count"] >= 36
-    assert list(found["survival_ps"].values()) == [pytest.approx(0.01)]
+    assert [0.0 <= time <= 0.01 for time in found["survival_ps"].values()] == [True]
     row = next(line for line in result.stdout.splitlines() if line.startswith("| CCSD(T) energy MAE, held-out"))
     assert f"{found['metrics']['energy_ccsdt']['mae_mev']:.1f}" in row

@@ -48,11 +48,14 @@ def draw(model: MFMModel, store: Store, fidelity: str, start: Path) -> None:
 def scf_cycles(
     model: MFMModel, store: Store, level: DensityFunctionalLevel, count: int, fidelity: str
 ) -> list[dict[str, Any]]:
-    """Cycles of the level's SCF from PySCF's guess, from the predicted density and from the labelled one."""
+    """Cycles of the level's SCF from PySCF's guess, from the predicted density and from the labelled one.
+
+    For a number of molecules, the smallest, since each takes minutes.
+    """
     potential = Potential(model, torch.device("cpu"))
     _, first = np.unique(store.molecules, return_index=True)
     found = []
-    for record in (store[int(i)] for i in sorted(first)[:count]):
+    for record in (store[int(i)] for i in sorted(first, key=lambda i: store.n_atoms[i])[:count]):
         molecule = build_molecule(record.structure, level.basis)
         basis = model.domain.density_bases[fidelity]
         label = MolecularDensity.of(record.structure, record.labels[f"density_{fidelity}"], basis)

@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--densities", default="builtin:chno-mini-densities", help="dataset with their densities")
     parser.add_argument("--fidelity", default="dft")
     parser.add_argument("--minutes", type=float, default=20.0, help="CPU-minutes per model, a third of them at xtb")
-    parser.add_argument("--scf", type=int, default=10, metavar="N", help="held-out molecules to start an SCF for")
+    parser.add_argument("--scf", type=int, default=10, metavar="N", help="smallest test molecules to start an SCF for")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=Path("runs/electrons"), help="folder of the models")

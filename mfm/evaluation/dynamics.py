@@ -27,6 +27,7 @@ __all__ = [
     "measure_drift",
     "memory_growth",
     "run_dynamics",
+    "stop_drifting",
     "survival_time",
     "thermalise",
 ]
@@ -81,13 +82,15 @@ def thermalise(atoms: ase.Atoms, temperature: float, seed: int) -> None:
     """
     spread = np.sqrt(kB * temperature * atoms.get_masses())
     atoms.set_momenta(spread[:, None] * np.random.default_rng(seed).normal(size=(len(atoms), 3)))
-    _stop_drifting(atoms)
+    stop_drifting(atoms)
 
 
-def _stop_drifting(atoms: ase.Atoms) -> None:
-    Stationary(atoms)
+def stop_drifting(atoms: ase.Atoms) -> None:
+    """Take out net momentum and, of a molecule, rotation."""
+    Stationary(atoms, preserve_temperature=False)
     if not atoms.pbc.any() and len(atoms) > 1:
-        ZeroRotation(atoms)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a line has no moment of inertia about itself
+            ZeroRotation(atoms, preserve_temperature=False)
 
 
 def run_dynamics(
@@ -195,7 +198,7 @@ def measure_drift(
     thermalise(atoms, temperature, seed)
     if equilibration > 0:
         run_dynamics(atoms, round(1000 * equilibration / timestep), timestep, temperature, seed=seed)
-        _stop_drifting(atoms)
+        stop_drifting(atoms)
     run = run_dynamics(atoms, round(1000 * duration / timestep), timestep, progress=progress)
     return energy_drift(run, len(atoms))
 

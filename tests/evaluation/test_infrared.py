@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from ase.calculators.calculator import Calculator, all_changes
 
-from mfm.evaluation.infrared import infrared_spectrum
+from mfm.evaluation.infrared import absorption_of_dipoles, absorption_of_dynamics, infrared_spectrum
 
 
 class Springs(Calculator):
     """Bonds of force constant k, eV/Å², between neighbours in the list, and fixed charges, e."""
 
-    implemented_properties = ["energy", "forces"]
+    implemented_properties = ["energy", "forces", "dipole"]
 
     def __init__(self, constant: float, length: float, charges: list[float]) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Springs(Calculator):
             pull = self.constant * (distance - self.length) * vector / distance
             forces[i] += pull
             forces[i + 1] -= pull
-        self.results = {"energy": energy, "forces": forces}
+        self.results = {"energy": energy, "forces": forces, "dipole": self.fixed @ atoms.positions}
 
     def born_effective_charges(self, atoms):
         return self.fixed[:, None, None] * np.eye(3)
@@ -68,3 +68,43 @@ def test_what_has_no_spectrum() -> None:
     atoms.pbc = True
     with pytest.raises(ValueError, match="an infrared spectrum needs a molecule, got `pbc`"):
         infrared_spectrum(atoms)
+
+
+def test_the_band_of_an_oscillator_has_its_harmonic_area() -> None:
+    # <(dQ/dt)²> = kT in one mode of 2000 cm⁻¹ whose dipole changes by 0.3 e/√amu: the area is 42.2561 km/mol D⁻² Å² amu
+    femtosecond, boltzmann, temperature = 0.09822695, 8.617333e-5, 400.0  # Å √(amu/eV), eV/K
+    frequency = 2000.0 * 2.99792458e-5 / femtosecond
+    amplitude = 0.3 * np.sqrt(2.0 * boltzmann * temperature) / (2.0 * np.pi * frequency)
+    times = 0.5 * femtosecond * np.arange(20_000)
+    dipoles = np.zeros((2, len(times), 3))
+    dipoles[0, :, 1] = 4.0 + amplitude * np.sin(2.0 * np.pi * frequency * times)
+    dipoles[1, :, 2] = amplitude * np.cos(2.0 * np.pi * frequency * times)
+    found = absorption_of_dipoles(dipoles, 0.5, temperature, resolution=8.0)
+    spacing = np.diff(found.wavenumbers)
+    np.testing.assert_allclose(spacing, 8.0, rtol=2e-3)
+    assert found.wavenumbers[found.absorption.argmax()] == pytest.approx(2000.0, abs=8.0)
+    area = found.absorption.sum() * spacing[0]
+    assert area == pytest.approx(42.2561 * (0.3 * 4.80320) ** 2, rel=2e-3)
+
+
+def test_dynamics_of_a_diatomic_absorbs_where_its_mode_does() -> None:
+    atoms = ase.Atoms("HCl", [[0.0, 0.0, 0.0], [0.0, 0.0, 1.27]])
+    atoms.calc = Springs(32.0, 1.27, [0.2, -0.2])
+    mode = infrared_spectrum(atoms)
+    found = absorption_of_dynamics(atoms, duration=0.8, n_runs=12, temperature=100.0, resolution=50.0, seed=3)
+    assert found.wavenumbers[found.absorption.argmax()] == pytest.approx(mode.wavenumbers[0], abs=50.0)
+    # twelve energies of one mode, each exponentially distributed: 29 % of standard error
+    area = found.absorption.sum() * found.wavenumbers[1]
+    assert area == pytest.approx(mode.intensities[0], rel=0.6)
+
+
+def test_what_has_no_absorption() -> None:
+    atoms = ase.Atoms("HCl", [[0.0, 0.0, 0.0], [0.0, 0.0, 1.27]])
+    atoms.calc = Springs(32.0, 1.27, [0.2, -0.2])
+    with pytest.raises(ValueError, match=r"10 cm⁻¹ needs runs of more than 3.34 ps, got 1.00 ps; make the runs"):
+        absorption_of_dynamics(atoms, duration=1.0)
+    with pytest.raises(ValueError, match=r"must have shape \(n_runs, n_frames, 3\), got \(100, 3\)"):
+        absorption_of_dipoles(np.zeros((100, 3)), 0.5, 300.0)
+    atoms.pbc = True
+    with pytest.raises(ValueError, match="needs a molecule, got `pbc`"):
+        absorption_of_dynamics(atoms)

@@ -22,7 +22,7 @@ from mfm.data import DatasetCard, Record, Store, open_dataset
 from mfm.evaluation.evaluate import evaluate
 from mfm.graph import build_graph, collate
 from mfm.model import MFMModel
-from mfm.training.distillation import Copies, distilled, model_teacher
+from mfm.training.distillation import Copies, Questions, model_teacher, write_distilled
 from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model, summary, write_json
 
 HERE = Path(__file__).parent
@@ -109,8 +109,7 @@ def write_taught(files: dict[str, Path], checkpoint: Path, options: argparse.Nam
             continue
         store = open_dataset(files[part])
         store = store if part == "train" else store.subset(np.arange(min(TAUGHT_TESTS, len(store))))
-        copies = Copies(options.copies if part == "train" else 0)
-        Store.from_records(distilled(teacher, store, TAUGHT, 1, copies), card).write(path)
+        write_distilled(path, teacher, store, card, Questions(1, Copies(options.copies if part == "train" else 0)))
     return taught
 
 

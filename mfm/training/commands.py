@@ -1,7 +1,6 @@
 """``mfm distill``: structures with the labels of a teacher."""
 
 import argparse
-import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,8 @@ def register(
         "distill",
         help="label structures with a teacher, for a smaller model to learn",
         description="Write structures with a teacher's energies, forces and products of its Hessian with random"
-        " displacements. `mfm train` learns them like any other level of theory.",
+        " displacements. `mfm train` learns them like any other level of theory. Stopped anywhere, the same"
+        " command goes on.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,11 +56,11 @@ def _distill(options: argparse.Namespace, prepare: Callable[[argparse.Namespace]
         raise ValueError(f"`{options.out}` exists; remove it, or name another file with `--out`")
     prepare(options)
     import torch
-    from tqdm import tqdm
+    from torch.utils.data import ConcatDataset
 
-    from mfm.data import DatasetCard, open_dataset, write_store
+    from mfm.data import DatasetCard, open_dataset
     from mfm.properties import task_name
-    from mfm.training.distillation import Copies, distilled, open_teacher
+    from mfm.training.distillation import Copies, Questions, open_teacher, write_distilled
 
     task_name("energy", options.name)
     stores = [open_dataset(source) for source in options.structures]
@@ -78,9 +78,8 @@ def _distill(options: argparse.Namespace, prepare: Callable[[argparse.Namespace]
             "seed": str(options.seed),
         },
     )
-    copies = Copies(options.copies, options.displacement)
-    records = distilled(teacher, itertools.chain(*stores), options.name, options.probes, copies, options.seed)
+    questions = Questions(options.probes, Copies(options.copies, options.displacement), options.seed)
+    write_distilled(options.out, teacher, ConcatDataset(stores), card, questions)
     total = sum(map(len, stores)) * (1 + options.copies) * max(options.probes, 1)
-    write_store(options.out, iter(tqdm(records, total=total, unit="structure", desc=options.out.stem)), card)
     sys.stdout.write(f"{options.out}: {total} structures with labels of {teacher.level.label} as `{options.name}`\n")
     return 0

@@ -13,17 +13,21 @@ import importlib
 import importlib.util
 import itertools
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from ase.calculators.calculator import BaseCalculator, CalculatorError
 from ase.data import chemical_symbols
+from tqdm import tqdm
 
 import mfm
+from mfm.data.card import DatasetCard
 from mfm.data.records import Record
+from mfm.data.store import Store, write_store
 from mfm.evaluation.evaluate import batched
 from mfm.fidelity import LevelOfTheory
 from mfm.graph import AtomicGraph, build_graph
@@ -33,13 +37,26 @@ from mfm.properties import task_name
 from mfm.structure import Structure
 from mfm.tracking import is_stored, open_model
 
-__all__ = ["Copies", "Probed", "Teacher", "calculator_teacher", "distilled", "model_teacher", "open_teacher"]
+__all__ = [
+    "Copies",
+    "Probed",
+    "Questions",
+    "Records",
+    "Teacher",
+    "calculator_teacher",
+    "distilled",
+    "model_teacher",
+    "open_teacher",
+    "write_distilled",
+]
 
 _MOST_ATOMS = 512
 """Of a batch; Hessian-vector products keep the tensors of three passes."""
 _STEP = 2e-3
 """Root mean square displacement of a central difference, Å. Morse bonds of range 2 Å⁻¹ bend by 2e-5 of their curvature
 over it, and forces that are noisy by 1e-5 eV/Å give products that are noisy by 5e-3 eV/Å beside some 20."""
+_PART = 64
+"""Structures, with all that is asked of them, that are lost at most when the work is stopped."""
 _FACTORY = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")
 
 
@@ -64,6 +81,15 @@ class Teacher:
     structures in order."""
 
 
+@runtime_checkable
+class Records(Protocol):
+    """A store, several of them, or a list of records."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: int, /) -> Record: ...
+
+
 class Copies(NamedTuple):
     """Displaced structures beside those given: a teacher can label any."""
 
@@ -71,6 +97,17 @@ class Copies(NamedTuple):
     """Copies of each structure."""
     displacement: float = 0.05
     """Standard deviation of every coordinate, Å."""
+
+
+class Questions(NamedTuple):
+    """What a teacher is asked of every structure."""
+
+    n_probes: int = 1
+    """Probes, of independent normal components. A structure with several stands there several times."""
+    copies: Copies = Copies()
+    """Displaced structures beside those given, labelled alike."""
+    seed: int = 0
+    """Of probes and displacements, which depend on it and the structure's place only."""
 
 
 def open_teacher(source: str, fidelity: str | None = None, device: str = "cpu") -> Teacher:
@@ -216,12 +253,7 @@ def _ask_calculator(calculator: BaseCalculator, questions: Iterable[Probed]) -> 
 
 
 def distilled(
-    teacher: Teacher,
-    records: Iterable[Record],
-    name: str,
-    n_probes: int = 1,
-    copies: Copies | None = None,
-    seed: int = 0,
+    teacher: Teacher, records: Iterable[Record], name: str, questions: Questions | None = None, first: int = 0
 ) -> Iterator[Record]:
     """Records with the teacher's labels only; molecules and origins stay.
 
@@ -231,14 +263,12 @@ def distilled(
         Whose structures are labelled.
     name : str
         Fidelity of the labels.
-    n_probes : int
-        Probes per structure, of independent normal components. A structure with several stands there several times.
-    copies : Copies, optional
-        Displaced structures beside those given, labelled alike.
-    seed : int
-        Of probes and displacements, which depend on it and the structure's place only.
+    questions : Questions, optional
+        What is asked of each.
+    first : int
+        Place of the first record among all that the questions are about.
     """
-    asked, kept = itertools.tee(_questions(records, n_probes, copies or Copies(), seed))
+    asked, kept = itertools.tee(_asked(records, questions or Questions(), first))
     for (record, probed), answer in zip(kept, teacher.label(question for _, question in asked), strict=True):
         labels = {task_name(kind, name): value for kind, value in answer.items()}
         if probed.probe is not None:
@@ -246,15 +276,64 @@ def distilled(
         yield Record(probed.structure, labels, record.molecule, record.origin)
 
 
-def _questions(records: Iterable[Record], n_probes: int, copies: Copies, seed: int) -> Iterator[tuple[Record, Probed]]:
-    for place, record in enumerate(records):
-        for copy in range(1 + copies.number):
-            rng = np.random.default_rng((seed, place, copy))
+def _asked(records: Iterable[Record], questions: Questions, first: int) -> Iterator[tuple[Record, Probed]]:
+    for place, record in enumerate(records, first):
+        for copy in range(1 + questions.copies.number):
+            rng = np.random.default_rng((questions.seed, place, copy))
             structure = record.structure
             if copy:
-                moved = structure.positions + copies.displacement * rng.normal(size=structure.positions.shape)
-                structure = dataclasses.replace(structure, positions=moved)
-            for _ in range(n_probes):
+                shifts = questions.copies.displacement * rng.normal(size=structure.positions.shape)
+                structure = dataclasses.replace(structure, positions=structure.positions + shifts)
+            for _ in range(questions.n_probes):
                 yield record, Probed(structure, rng.normal(size=structure.positions.shape))
-            if not n_probes:
+            if not questions.n_probes:
                 yield record, Probed(structure, None)
+
+
+def write_distilled(
+    path: Path, teacher: Teacher, records: Records, card: DatasetCard, questions: Questions | None = None
+) -> None:
+    """Write the teacher's labels of structures to a store, part by part: stopped anywhere, the same call goes on.
+
+    Parts lie beside the file, in a folder with ``.parts`` added to its name, until the file is whole. What is written
+    does not depend on where it was stopped.
+
+    Parameters
+    ----------
+    records : Records
+        Whose structures are labelled.
+    card : DatasetCard
+        Of the file; its one level is the fidelity of the labels.
+    questions : Questions, optional
+        What is asked of each structure.
+
+    Raises
+    ------
+    ValueError
+        If the parts that are there belong to another card or other questions, or the teacher refuses a structure.
+    """
+    questions = questions or Questions()
+    (name,) = card.levels
+    folder = path.with_name(f"{path.name}.parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / "plan.txt"
+    stated = f"{card.to_yaml()}{questions}\n{len(records)} structures\n"
+    if not plan.exists():
+        temporary = plan.with_suffix(".new")
+        temporary.write_text(stated, encoding="utf-8")
+        temporary.replace(plan)
+    elif plan.read_text(encoding="utf-8") != stated:
+        raise ValueError(
+            f"`{folder}` holds part of other labels than these (see {plan.name} in it); remove it, or name another file"
+        )
+    parts = [folder / f"{first}.h5" for first in range(0, len(records), _PART)]
+    each = (1 + questions.copies.number) * max(questions.n_probes, 1)
+    with tqdm(total=len(records) * each, unit="structure", desc=path.stem) as bar:
+        for number, part in enumerate(parts):
+            first = number * _PART
+            some = [records[place] for place in range(first, min(first + _PART, len(records)))]
+            if not part.exists():
+                write_store(part, distilled(teacher, some, name, questions, first), card)
+            bar.update(len(some) * each)
+    write_store(path, itertools.chain.from_iterable(Store.open(part) for part in parts), card)
+    shutil.rmtree(folder)

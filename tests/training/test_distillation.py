@@ -14,12 +14,20 @@ from mfm.calculator import MFMCalculator
 from mfm.checkpoint import load_model, save_checkpoint
 from mfm.cli import main
 from mfm.config import validate
-from mfm.data import Record, Store, open_dataset
+from mfm.data import DatasetCard, Record, Store, open_dataset
 from mfm.data.dataset import GraphDataset
 from mfm.graph import collate
 from mfm.heads import TaskConfig
 from mfm.losses import combine, loss_terms
-from mfm.training.distillation import Copies, calculator_teacher, distilled, model_teacher, open_teacher
+from mfm.training.distillation import (
+    Copies,
+    Questions,
+    calculator_teacher,
+    distilled,
+    model_teacher,
+    open_teacher,
+    write_distilled,
+)
 from mfm.training.recipe import RunConfig
 from mfm.training.run import train
 from mfm.training.scales import label_scales
@@ -51,9 +59,9 @@ def _records(count: int = 3) -> list[Record]:
 
 def test_a_model_teaches_what_any_calculator_would():
     model = tiny_model()
-    exact = list(distilled(model_teacher(model, "ccsdt"), _records(), "teacher", n_probes=2))
+    exact = list(distilled(model_teacher(model, "ccsdt"), _records(), "teacher", Questions(2)))
     other = calculator_teacher(MFMCalculator(model, "ccsdt"), "same")
-    differences = list(distilled(other, _records(), "teacher", n_probes=2))
+    differences = list(distilled(other, _records(), "teacher", Questions(2)))
     assert len(exact) == len(differences) == 6
     for one, two, record in zip(exact, differences, np.repeat(_records(), 2), strict=True):
         assert one.molecule == record.molecule
@@ -73,7 +81,7 @@ def test_a_model_teaches_what_any_calculator_would():
 def test_copies_are_displaced_and_the_same_again():
     def run(seed: int) -> list[Record]:
         teacher = model_teacher(tiny_model(), "dft")
-        return list(distilled(teacher, _records(2), "teacher", 0, Copies(2, 0.1), seed))
+        return list(distilled(teacher, _records(2), "teacher", Questions(0, Copies(2, 0.1), seed)))
 
     found = run(0)
     assert len(found) == 6
@@ -156,7 +164,7 @@ def test_a_calculator_of_a_file(tmp_path):
     (tmp_path / "calculators.py").write_text(FACTORY)
     teacher = open_teacher(f"{tmp_path / 'calculators.py'}:emt")
     assert teacher.level.program == "EMT"
-    (found,) = distilled(teacher, _records(1), "teacher", n_probes=0)
+    (found,) = distilled(teacher, _records(1), "teacher", Questions(0))
     atoms = found.structure.to_ase()
     atoms.calc = EMT()
     np.testing.assert_array_equal(found.labels["forces_teacher"], atoms.get_forces())
@@ -168,6 +176,33 @@ def test_a_calculator_of_a_file(tmp_path):
         open_teacher("nowhere:emt")
     with pytest.raises(ValueError, match=r"is a calculator; leave it out"):
         open_teacher("ase.calculators.emt:EMT", fidelity="dft")
+
+
+def test_stopped_it_goes_on_and_the_file_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("mfm.training.distillation._PART", 2)
+    teacher = model_teacher(tiny_model(), "dft")
+    card = DatasetCard(name="taught", levels={"teacher": teacher.level})
+    records, questions = _records(5), Questions(2, Copies(1, 0.1), 4)
+    whole, stopped = tmp_path / "whole.h5", tmp_path / "stopped.h5"
+    write_distilled(whole, teacher, records, card, questions)
+    asked: list[int] = []
+
+    def interrupted(questions):
+        for count, answer in enumerate(teacher.label(questions)):
+            asked.append(count)
+            if len(asked) == 11:  # the second structure of the second part
+                raise KeyboardInterrupt
+            yield answer
+
+    with pytest.raises(KeyboardInterrupt):
+        write_distilled(stopped, dataclasses.replace(teacher, label=interrupted), records, card, questions)
+    assert not stopped.exists()
+    with pytest.raises(ValueError, match=r"stopped.h5.parts` holds part of other labels than these \(see plan.txt"):
+        write_distilled(stopped, teacher, records, card, Questions(1, Copies(1, 0.1), 4))
+    write_distilled(stopped, dataclasses.replace(teacher, label=interrupted), records, card, questions)
+    assert len(asked) == 11 + 12  # 20 answers: eight kept, three lost and asked again
+    assert open_dataset(stopped).digest == open_dataset(whole).digest
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.h5", "stopped.h5"}
 
 
 def test_what_a_teacher_refuses(tmp_path, morse_file, capsys):

@@ -58,7 +58,7 @@ def _distill(options: argparse.Namespace, prepare: Callable[[argparse.Namespace]
     import torch
     from torch.utils.data import ConcatDataset
 
-    from mfm.data import DatasetCard, open_dataset
+    from mfm.data import DatasetCard, Record, open_dataset
     from mfm.properties import task_name
     from mfm.training.distillation import Copies, Questions, open_teacher, write_distilled
 
@@ -79,7 +79,8 @@ def _distill(options: argparse.Namespace, prepare: Callable[[argparse.Namespace]
         },
     )
     questions = Questions(options.probes, Copies(options.copies, options.displacement), options.seed)
-    write_distilled(options.out, teacher, ConcatDataset(stores), card, questions)
+    chained = ConcatDataset[Record](stores)  # type: ignore[arg-type]  # a length and items are all it takes
+    write_distilled(options.out, teacher, chained, card, questions)
     total = sum(map(len, stores)) * (1 + options.copies) * max(options.probes, 1)
     sys.stdout.write(f"{options.out}: {total} structures with labels of {teacher.level.label} as `{options.name}`\n")
     return 0

@@ -1,8 +1,8 @@
 """Two charged fragments, trained where they are near: whether the energy of far ones follows 1/r.
 
-Trains the same model with and without long range on the ten near separations of a dimer, then compares the three far
-ones with their labels, and follows the fragments to 40 Å without periodic images. One JSON file per model; a model
-that is there is not trained again.
+Trains the same model with and without long range on the ten near separations of a dimer and on each fragment by itself,
+then compares the three far ones with their labels, and follows the fragments to 40 Å without periodic images. One JSON
+file per model; a model that is there is not trained again.
 """
 
 import argparse
@@ -28,10 +28,9 @@ from mfm.units import COULOMB_CONSTANT
 
 HERE = Path(__file__).parent
 # a cell of 30 Å holds many waves; charges of 1.5 Å need a third of those of 1 Å, and beyond the cutoff they are points
-LONG_RANGE: dict[str, dict[str, Any] | None] = {
-    "long-range": {"own_charges": True, "smallest_width": 1.5},
-    "short-range": None,
-}
+_LATENT = {"own_charges": True, "smallest_width": 1.5}
+LONG_RANGE: dict[str, dict[str, Any] | None] = {"long-range": _LATENT, "short-range": None, "dimers-alone": _LATENT}
+"""Of the last, the fragments by themselves are not in the training set."""
 FOLDER = "spice_dipeptides_les/lode-datasets"
 BEYOND = np.linspace(14.0, 40.0, 14)
 """Distances between the fragments' centres, Å, at which isolated pairs are evaluated."""
@@ -60,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dimer", default="id0", help="which pair of the data set; id0 is a cation and an anion")
     parser.add_argument("--minutes", type=float, default=4.0, help="CPU-minutes per model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--models", nargs="+", choices=LONG_RANGE, default=list(LONG_RANGE))
+    parser.add_argument("--models", nargs="+", choices=LONG_RANGE, default=["long-range", "short-range"])
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=Path("runs/long_range"), help="folder of data and models")
     parser.add_argument("--fast", action="store_true", help="a few steps of a tiny model, to see that it runs")
@@ -84,9 +83,22 @@ def write_data(options: argparse.Namespace) -> dict[str, list[Record]]:
     for name, part in (("near", "train"), ("far", "test")):
         frames = ase.io.read(folder / f"{part}-{options.dimer}.xyz", index=":")
         found[name] = [to_record(atoms) for atoms in frames]
-        options.work.mkdir(parents=True, exist_ok=True)
-        write_store(options.work / f"dimer-{options.dimer}-{name}.h5", found[name], card)
+    options.work.mkdir(parents=True, exist_ok=True)
+    parts = {**found, "near-and-fragments": [*found["near"], *fragments(frames[0])]}
+    for name, records in parts.items():
+        write_store(options.work / f"dimer-{options.dimer}-{name}.h5", records, card)
     return found
+
+
+def fragments(atoms: ase.Atoms) -> list[Record]:
+    """Each fragment by itself: no interaction, but a total charge."""
+    n_first = int(atoms.info["indexB"])
+    records = []
+    for name, part in (("A", slice(None, n_first)), ("B", slice(n_first, None))):
+        structure = Structure(atoms.numbers[part], atoms.positions[part], charge=int(atoms.info[f"charge{name}"]))
+        labels = {"energy_dft": np.array(0.0), "forces_dft": np.zeros((len(structure), 3))}
+        records.append(Record(structure, labels, origin=f"fragment {name}"))
+    return records
 
 
 def to_record(atoms: ase.Atoms) -> Record:
@@ -103,8 +115,8 @@ def recipe(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The run, as ``mfm train`` would read it."""
     stage = {"max_steps": FAST_STEPS} if options.fast else {"max_minutes": options.minutes}
     backbone = {"backbone": TINY_BACKBONE} if options.fast else {}
-    data = {part: str(options.work / f"dimer-{options.dimer}-{kind}.h5") for part, kind in
-            (("train", "near"), ("test", "far"))}  # fmt: skip
+    kinds = {"train": "near" if name == "dimers-alone" else "near-and-fragments", "test": "far"}
+    data = {part: str(options.work / f"dimer-{options.dimer}-{kind}.h5") for part, kind in kinds.items()}
     return {
         "name": f"dimers-{name}-{seed}",
         "data": {**data, "valid_fraction": 0},
@@ -112,6 +124,8 @@ def recipe(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "model": {"long_range": LONG_RANGE[name], **backbone},
         "stages": [{"name": "fit", **stage}],
         "batch": {"structures": 2},
+        # a fragment's own charges add up to its total charge, wherever it is
+        "optimizer": {"charge_penalty": 1.0},
         "validations": 1,
         "seed": seed,
         "device": "cpu",

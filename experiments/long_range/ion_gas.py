@@ -23,6 +23,8 @@ from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model,
 
 HERE = Path(__file__).parent
 LONG_RANGE: dict[str, dict[str, Any] | None] = {"long-range": {"own_charges": True}, "short-range": None}
+BACKBONE = {"n_layers": 1}
+"""Ions see those within the cutoff and no further: a second layer would hide what the long range is for."""
 REPULSION = 4.4e4
 """eV Å¹²: two opposite ions are at rest at 2.6 Å."""
 REPULSION_CUTOFF = 5.0
@@ -154,13 +156,13 @@ def recipe(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         stage: {"max_steps": FAST_STEPS} if options.fast else {"max_minutes": options.minutes * share}
         for stage, share in shares.items()
     }
-    backbone = {"backbone": TINY_BACKBONE} if options.fast else {}
+    backbone = TINY_BACKBONE if options.fast else BACKBONE
     data = {"train": f"ions-train-{options.n_train}.h5", "test": "ions-test.h5"}
     return {
         "name": f"ion-gas-{name}-{options.n_train}-{seed}",
         "data": {**{part: str(options.work / file) for part, file in data.items()}, "valid_fraction": 0},
         "tasks": {"energy_exact": {}},
-        "model": {"long_range": LONG_RANGE[name], **backbone},
+        "model": {"long_range": LONG_RANGE[name], "backbone": backbone},
         "stages": [
             # the fit that training starts from knows the charges; they would only follow what the near part lacks
             {"name": "near", "trainable": NEAR, **length["near"]},

@@ -18,6 +18,8 @@ from mfm.model import MFMModel
 from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model, summary
 
 HERE = Path(__file__).parent
+BACKBONE = {"cutoff": 4.0}
+"""Å, as published."""
 LONG_RANGE: dict[str, dict[str, Any] | None] = {"long-range": {}, "short-range": None}
 
 
@@ -54,13 +56,13 @@ def parse_arguments() -> argparse.Namespace:
 def recipe(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The run, as ``mfm train`` would read it."""
     stage = {"max_steps": FAST_STEPS} if options.fast else {"max_minutes": options.minutes}
-    backbone = {"backbone": TINY_BACKBONE} if options.fast else {}
+    backbone = TINY_BACKBONE if options.fast else BACKBONE
     return {
         "name": f"dipeptides-{name}-{seed}",
         "data": {"train": options.train, "test": options.test, "valid_fraction": 0},
         # errors per atom are small numbers beside those of forces
         "tasks": {"energy_dft": {"weight": 10.0}},
-        "model": {"long_range": LONG_RANGE[name], **backbone},
+        "model": {"long_range": LONG_RANGE[name], "backbone": backbone},
         "stages": [{"name": "fit", **stage}],
         "batch": {"structures": 4},
         "validations": 1,

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from mfm import tracking
@@ -41,6 +43,7 @@ def main() -> int:
     """Run what is asked for and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--figure", type=Path, help="picture of the times over the number of atoms to write")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--largest", type=int, default=100_000, help="atoms of the largest system")
     parser.add_argument(
@@ -53,8 +56,29 @@ def main() -> int:
     found = {"commit": tracking.code_version(), "torch": torch.__version__, "processor": processor()}
     found |= {part: PARTS[part](options) for part in PARTS if part in options.parts}
     write_json(options.json, found)
+    if options.figure is not None and "scaling" in found:
+        draw(found["scaling"], options.figure)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
     return 0
+
+
+def draw(scaling: dict[str, list[float]], path: Path) -> None:
+    """Times over the number of atoms, beside a straight line through the last one."""
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot()
+    atoms = np.array(scaling["n_atoms"])
+    for name, marker in (("exact", "s-"), ("mesh", "o-")):
+        times = 1e3 * np.array(scaling[name])
+        axis.loglog(atoms[: len(times)], times, marker, markersize=4, label=name)
+    large = atoms[atoms >= 0.01 * atoms[-1]]
+    axis.loglog(large, times[-1] * large / large[-1], "k:", linewidth=1, label="proportional to atoms")
+    axis.set_xlabel("atoms")
+    axis.set_ylabel("energy and gradient, ms, one thread")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
 
 
 def ions(n_atoms: int, seed: int = 0) -> tuple[AtomicGraph, Tensor]:

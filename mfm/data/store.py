@@ -147,6 +147,11 @@ class Store:
         pairs = np.stack([self._gather(f"structures/{name}") for name in ("charge", "multiplicity")], axis=1)
         return [(int(charge), int(multiplicity)) for charge, multiplicity in np.unique(pairs, axis=0)]
 
+    @property
+    def charges(self) -> np.ndarray:
+        """(n_records,), e: total charges."""
+        return self._gather("structures/charge")
+
     @cached_property
     def elements(self) -> list[int]:
         """Atomic numbers that occur, ascending."""

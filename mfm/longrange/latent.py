@@ -20,6 +20,11 @@ from mfm.nn.charge_state import Charges, ChargeState
 __all__ = ["LatentEwald", "LatentEwaldConfig", "LongRange", "LongRangeOfTasks"]
 
 
+_START = 0.27
+"""Size of the charges before training, in that of MBIS charges. What they make of a molecule's energy at full size, the
+short range has to unlearn first: six minutes of dipeptides end at 96 instead of 88 meV/Å."""
+
+
 class LatentEwaldConfig(Config):
     """Settings of the long-range energy."""
 
@@ -75,7 +80,7 @@ class LatentEwald(nn.Module):
     def __init__(self, config: LatentEwaldConfig, n_scalars: int, cutoff: float) -> None:
         super().__init__()
         self.config = config
-        self.state = ChargeState(n_scalars, cutoff, config.n_channels, config.own_charges)
+        self.state = ChargeState(n_scalars, cutoff, config.n_channels, config.own_charges, start=_START)
         # σ = smallest + (largest − smallest) sigmoid(x): x = −2 starts at 1.24 Å between 1 and 3
         self.raw_widths = nn.Parameter(torch.full((119,), -2.0))
         if config.dispersion:

@@ -74,6 +74,8 @@ class ChargeState(nn.Module):
     is_correction : bool
         Whether these charges are to be added to those of another state: they add up to zero whatever the total charge,
         and are zero before training.
+    start : float
+        Size of the transfers before training, in that of MBIS charges.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class ChargeState(nn.Module):
         with_own_charges: bool = False,
         n_terms: int = 4,
         is_correction: bool = False,
+        start: float = 1.0,
     ) -> None:
         super().__init__()
         self.cutoff, self.n_channels, self.n_terms = cutoff, n_channels, n_terms
@@ -99,7 +102,7 @@ class ChargeState(nn.Module):
             nn.init.zeros_(self.donors.weight)
         else:
             pauling = torch.tensor(ELECTRONEGATIVITY).unsqueeze(1)
-            self.pulls.data[:, 0] = -_CHARGE_PER_PAULING * pauling * _bond_function(cutoff, n_terms)
+            self.pulls.data[:, 0] = -start * _CHARGE_PER_PAULING * pauling * _bond_function(cutoff, n_terms)
             nn.init.normal_(self.donors.weight, std=0.1 * n_scalars**-0.5)
             nn.init.zeros_(self.shares.weight)
         self.own_hidden = self.own_output = None

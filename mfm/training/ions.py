@@ -24,6 +24,7 @@ from mfm.longrange.base import Particles
 from mfm.longrange.energy import WIDEST_WAVE, long_range_energy
 from mfm.longrange.latent import LatentEwald
 from mfm.model import MFMModel
+from mfm.nn.charge_state import ChargeState
 from mfm.nn.electronegativity import ELECTRONEGATIVITY
 from mfm.nn.radial import BesselBasis
 from mfm.properties import parse_task, task_name
@@ -42,6 +43,8 @@ _ENOUGH = 0.7
 _ONE_RANK = 0.8
 """… and if one charge per element accounts for this share of the squares of Q."""
 _RIDGE = 1e-10
+_RANK = 1e-6
+"""Relative size below which total charges do not determine a combination of own charges."""
 _REPETITIONS = 100
 _MIDDLE = 2.2
 """Electronegativity of hydrogen, between metals and their partners."""
@@ -71,24 +74,35 @@ def start_from_ions(model: MFMModel, store: Store) -> None:
     No charge flows between neighbours then until training lets it: electronegativities, along which it would otherwise,
     have told less. Elements that the fit has not seen start as they would without it, and so do further channels.
 
-    Does nothing for a model whose atoms have no own charges, or without forces to fit.
+    If the fit is not good, own charges start along electronegativities, changed as little as makes them add up to the
+    total charges of the training set: molecular ions that are in it by themselves have theirs from the first step.
+
+    Does nothing for a model whose atoms have no own charges.
     """
     config = model.config.long_range
-    forces = _forces_of(model, store)
-    if config is None or not config.own_charges or not forces:
+    if config is None or not config.own_charges:
         return
     assert model.long_range is not None
     owners = [owner for owner in model.long_range.owners.values() if isinstance(owner, LatentEwald)]
+    if not _start_from_forces(model, store, owners):
+        _start_from_totals(store, [owner.state for owner in owners])
+
+
+def _start_from_forces(model: MFMModel, store: Store, owners: list[LatentEwald]) -> bool:
+    """Let own charges start from the fit; returns whether they do."""
+    forces = _forces_of(model, store)
+    if not forces:
+        return False
     try:
         fit = fit_ions(store, forces, owners[0], model.cutoff)
     except ValueError as error:
         logger.info("own charges start from electronegativities: %s", error)
-        return
+        return False
     names = ", ".join(f"{chemical_symbols[number]} {charge:+.3f}" for number, charge in fit.charges.items())
     off = f"forces off by {1e3 * fit.error:.3g} meV/Å with pairs and charges, {1e3 * fit.error_of_pairs:.3g} with pairs"
     if not fit.is_good:
         logger.info("own charges start from electronegativities: a linear fit of %s e leaves %s", names, off)
-        return
+        return False
     logger.info("own charges start from a linear fit: %s e, %s", names, off)
     with torch.no_grad():
         for state in (owner.state for owner in owners):
@@ -96,6 +110,18 @@ def start_from_ions(model: MFMModel, store: Store) -> None:
             state.donors.weight[: state.n_terms].zero_()  # rows of the first channel
             for number, charge in fit.charges.items():
                 state.own_elements[number, 0] = charge
+    return True
+
+
+def _start_from_totals(store: Store, states: list[ChargeState]) -> None:
+    """Change own charges of the elements as little as brings their sums nearest to the total charges."""
+    rows = np.unique(np.column_stack([store.composition(store.elements), store.charges]), axis=0).astype(np.float64)
+    counts, totals = rows[:, :-1], rows[:, -1]
+    with torch.no_grad():
+        for state in states:
+            start = state.own_elements[store.elements, 0].double().cpu().numpy()
+            shift = np.linalg.lstsq(counts, totals - counts @ start, rcond=_RANK)[0]
+            state.own_elements[store.elements, 0] = torch.as_tensor(start + shift).to(state.own_elements)
 
 
 def _forces_of(model: MFMModel, store: Store) -> str:

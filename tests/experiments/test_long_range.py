@@ -12,7 +12,7 @@ import ase.io
 import numpy as np
 import pytest
 
-from mfm.data import DatasetCard, Record, write_store
+from mfm.data import DatasetCard, Record, open_dataset, write_store
 from mfm.fidelity import LevelOfTheory
 from mfm.graph import Structure
 from tests.morse import geometry
@@ -108,6 +108,12 @@ def test_dimers(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
     found = read(results / "dimers-long-range-0.json")
     assert found["slope_labels"] == pytest.approx(-14.4)
     assert "fragment_charge" in found
+    pairs = open_dataset(tmp_path / "work" / "dimer-id0-near.h5")
+    with_fragments = open_dataset(tmp_path / "work" / "dimer-id0-near-and-fragments.h5")
+    alone = [record for record in with_fragments if len(record.structure) == 3]
+    assert len(with_fragments) == len(pairs) + len(alone) == 5
+    assert [record.structure.charge for record in alone] == [1, -1]
+    assert not any(record.labels["forces_dft"].any() or record.labels["energy_dft"] for record in alone)
     assert (results / "dimers.png").stat().st_size > 10_000
     assert "| charge of the first fragment, e |" in capsys.readouterr().out
     monkeypatch.delenv("MFM_BENCHMARK_DATA")
@@ -142,10 +148,22 @@ def test_agreement_knows_no_sign(load) -> None:
 
 
 def test_speed(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    words = ["--json", tmp_path / "speed.json", "--repeats", 1, "--largest", 200, "--direct", 200]
+    words = [
+        "--json",
+        tmp_path / "speed.json",
+        "--figure",
+        tmp_path / "speed.png",
+        "--repeats",
+        1,
+        "--largest",
+        200,
+        "--direct",
+        200,
+    ]
     words += ["--parts", "scaling", "batch", "mesh"]
     monkeypatch.setattr(sys, "argv", ["speed.py", *map(str, words)])
     assert load("speed").main() == 0
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     found = read(tmp_path / "speed.json")
     assert found["scaling"]["n_atoms"] == [100, 200]
     assert found["batch"]["relative_force_error"] < 1e-6

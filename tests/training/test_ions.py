@@ -2,6 +2,7 @@
 
 import logging
 
+import ase
 import numpy as np
 import pytest
 import torch
@@ -121,7 +122,32 @@ def test_bonds_are_not_taken_for_ions(caplog):
     with caplog.at_level(logging.INFO, "mfm"):
         start_from_ions(model, store)
     assert "own charges start from electronegativities" in caplog.text
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert all(name.endswith("own_elements") for name in changed)
+
+
+def test_own_charges_of_the_elements_add_up_to_the_total_charges():
+    def record(symbols: str, charge: int) -> Record:
+        atoms = ase.Atoms(symbols)
+        places = 1.2 * np.arange(3 * len(atoms)).reshape(-1, 3)
+        structure = Structure(atoms.numbers, places, charge=charge)
+        return Record(structure, {"energy_exact": np.array(0.0)}, molecule=symbols)
+
+    store = Store.from_records([record("NH4", 1), record("CHO2", -1), record("CHO2NH4", 0)], CARD)
+    model = model_of(store)
+    (owner,) = model.long_range.owners.values()
+    before = owner.state.own_elements.detach().clone()
+    start_from_ions(model, store)
+    after = owner.state.own_elements.detach()[:, 0]
+    assert float(after[7] + 4 * after[1]) == pytest.approx(1.0, abs=1e-6)
+    assert float(after[6] + after[1] + 2 * after[8]) == pytest.approx(-1.0, abs=1e-6)
+    # the least change: along the compositions alone
+    shift = (after - before[:, 0])[[1, 6, 7, 8]].double().numpy()
+    compositions = np.array([[4.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 2.0]])  # of H, C, N, O
+    along = np.linalg.lstsq(compositions.T, shift, rcond=None)[0]
+    np.testing.assert_allclose(compositions.T @ along, shift, atol=1e-6)
+    others = [z for z in range(len(after)) if z not in (1, 6, 7, 8)]
+    assert torch.equal(after[others], before[others, 0])
 
 
 @pytest.mark.parametrize("own_charges", [False, None])

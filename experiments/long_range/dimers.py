@@ -82,23 +82,29 @@ def write_data(options: argparse.Namespace) -> dict[str, list[Record]]:
         levels={"dft": LevelOfTheory(method="PBE0", program="FHI-aims")},
         energy_zero="separate fragments",
     )
-    found = {}
-    for name, part in (("near", "train"), ("far", "test")):
-        frames = ase.io.read(folder / f"{part}-{options.dimer}.xyz", index=":")
-        found[name] = [to_record(atoms) for atoms in frames]
+    frames = {
+        name: ase.io.read(folder / f"{part}-{options.dimer}.xyz", index=":")
+        for name, part in (("near", "train"), ("far", "test"))
+    }
+    found = {name: [to_record(atoms) for atoms in some] for name, some in frames.items()}
     options.work.mkdir(parents=True, exist_ok=True)
-    parts = {**found, "near-and-fragments": [*found["near"], *fragments(frames[0])]}
+    parts = {**found, "near-and-fragments": [*found["near"], *fragments(frames["near"][0])]}
     for name, records in parts.items():
         write_store(options.work / f"dimer-{options.dimer}-{name}.h5", records, card)
     return found
 
 
 def fragments(atoms: ase.Atoms) -> list[Record]:
-    """Each fragment by itself: no interaction, but a total charge."""
+    """Each fragment by itself in the cell of the pair: no interaction, but a total charge.
+
+    The cell matters: interaction energies are those above two charged fragments that each have their images and a
+    neutralising background, 1.4 eV below isolated ones.
+    """
     n_first = int(atoms.info["indexB"])
     records = []
     for name, part in (("A", slice(None, n_first)), ("B", slice(n_first, None))):
-        structure = Structure(atoms.numbers[part], atoms.positions[part], charge=int(atoms.info[f"charge{name}"]))
+        charge = int(atoms.info[f"charge{name}"])
+        structure = Structure(atoms.numbers[part], atoms.positions[part], atoms.cell.array, atoms.pbc, charge=charge)
         labels = {"energy_dft": np.array(0.0), "forces_dft": np.zeros((len(structure), 3))}
         records.append(Record(structure, labels, origin=f"fragment {name}"))
     return records
@@ -210,7 +216,7 @@ def read_results(results: Path, seed: int | None = None) -> dict[str, list[dict[
 
 def report(results: Path) -> str:
     """Markdown table, means and ranges over seeds."""
-    cells = read_results(results)
+    cells = {name: found for name, found in read_results(results).items() if found}
     rows = [
         ("far energies, RMSE, meV", 1, lambda c: c["metrics"]["energy_dft"]["rmse_mev"]),
         ("far forces, RMSE, meV/Å", 1, lambda c: c["metrics"]["forces_dft"]["rmse_mev_per_angstrom"]),

@@ -113,6 +113,8 @@ def test_dimers(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: p
     alone = [record for record in with_fragments if len(record.structure) == 3]
     assert len(with_fragments) == len(pairs) + len(alone) == 5
     assert [record.structure.charge for record in alone] == [1, -1]
+    # labels are above charged fragments in the same cell
+    assert all(record.structure.pbc.all() and record.structure.cell[0, 0] == 20.0 for record in alone)
     assert not any(record.labels["forces_dft"].any() or record.labels["energy_dft"] for record in alone)
     assert (results / "dimers.png").stat().st_size > 10_000
     assert "| charge of the first fragment, e |" in capsys.readouterr().out

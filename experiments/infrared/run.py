@@ -5,8 +5,10 @@ the model. One JSON file per part; a part that is there is not computed again.
 """
 
 import argparse
+import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +19,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.optimize import BFGS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy.integrate import trapezoid
 
-from mfm import MFMCalculator
+from mfm import MFMCalculator, tracking
 from mfm.checkpoint import load_model
 from mfm.data import open_dataset
 from mfm.evaluation.infrared import absorption_of_dynamics, infrared_spectrum
@@ -62,7 +65,7 @@ class LevelCalculator(Calculator):
         self.results = dict(self.known[place])
 
     def born_effective_charges(self, atoms: ase.Atoms) -> np.ndarray:
-        """∂μ_b/∂r_ia by central differences, at the geometries that the Hessian needs too."""
+        """∂μ_a/∂r_ib by central differences, (n_atoms, 3, 3), at the geometries that the Hessian needs too."""
         moved, found = atoms.copy(), np.zeros((len(atoms), 3, 3))
         moved.calc = self
         for atom, axis in np.ndindex(len(atoms), 3):
@@ -71,7 +74,7 @@ class LevelCalculator(Calculator):
                 moved.positions[:] = atoms.positions
                 moved.positions[atom, axis] += sign * STEP
                 ends.append(moved.get_dipole_moment())
-            found[atom, axis] = (ends[0] - ends[1]) / (2.0 * STEP)
+            found[atom, :, axis] = (ends[0] - ends[1]) / (2.0 * STEP)
         return found
 
 
@@ -80,13 +83,23 @@ def main() -> int:
     options = parse_arguments()
     begin()
     start = geometry(options)
-    parts = {"model": normal_modes, "reference": reference_modes, "dynamics": dynamics}
+    model = {"model": hashlib.sha256(options.model.read_bytes()).hexdigest()[:16], "fidelity": options.fidelity}
+    molecule = {"molecule": options.molecule}
+    runs = {name: getattr(options, name) for name in ("runs", "picoseconds", "temperature", "resolution")}
+    parts: dict[str, tuple[Callable[[ase.Atoms, argparse.Namespace], dict[str, Any]], dict[str, Any]]] = {
+        "model": (normal_modes, model | molecule),
+        "reference": (reference_modes, {"level": LEVELS[options.reference].identifier} | molecule),
+        "dynamics": (dynamics, model | molecule | runs),
+    }
     found: dict[str, dict[str, Any]] = {}
-    for name, part in parts.items():
+    for name, (part, settings) in parts.items():
         path = options.results / f"{options.molecule_name}-{name}.json"
         if not path.exists():
-            write_json(path, {**part(start.copy(), options), "processor": processor()})
+            made = {"commit": tracking.code_version(), "processor": processor()}
+            write_json(path, {**settings, **part(start.copy(), options), **made})
         found[name] = json.loads(path.read_text(encoding="utf-8"))
+        if other := {key: found[name][key] for key, value in settings.items() if found[name][key] != value}:
+            raise SystemExit(f"`{path}` is of {other}, not {settings}; remove it, or choose other `--results`")
     draw(found, options.results / f"{options.molecule_name}.png")
     table = report(found)
     (options.results / f"{options.molecule_name}.md").write_text(table, encoding="utf-8")
@@ -118,8 +131,12 @@ def geometry(options: argparse.Namespace) -> ase.Atoms:
     records = [record for record in records if record.structure.charge == 0 and record.structure.multiplicity == 1]
     if not records:
         raise SystemExit(f"`--molecule` must be one of {options.data}, got `{options.molecule}`")
-    label = next(name for name in records[0].labels if name.startswith("forces"))
-    best = min((r for r in records if label in r.labels), key=lambda r: float(np.abs(r.labels[label]).max()))
+    labels = [name for name in store.labels if name.startswith("forces")]
+    forces = {label: [r for r in records if label in r.labels] for label in labels}
+    label = max(labels, key=lambda name: len(forces[name]), default="")
+    if not label or not forces[label]:
+        raise SystemExit(f"{options.data} has no forces of {options.molecule}; choose another `--data`")
+    best = min(forces[label], key=lambda r: float(np.abs(r.labels[label]).max()))
     return best.structure.to_ase()
 
 
@@ -130,18 +147,22 @@ def calculator(options: argparse.Namespace, dtype: torch.dtype | None = None) ->
 def normal_modes(atoms: ase.Atoms, options: argparse.Namespace) -> dict[str, Any]:
     """Of the model."""
     atoms.calc = calculator(options, torch.float64)
-    return {"fidelity": options.fidelity, **modes(atoms)}
+    return modes(atoms)
 
 
 def reference_modes(atoms: ase.Atoms, options: argparse.Namespace) -> dict[str, Any]:
     """Of the level itself."""
-    level = LEVELS[options.reference]
-    atoms.calc = LevelCalculator(level)
-    return {"level": level.identifier, **modes(atoms)}
+    atoms.calc = LevelCalculator(LEVELS[options.reference])
+    return modes(atoms)
+
+
+def relax(atoms: ase.Atoms, largest: float) -> None:
+    if not BFGS(atoms, logfile=None).run(fmax=largest, steps=200):
+        raise SystemExit(f"{atoms.get_chemical_formula()} does not relax to forces below {largest} eV/Å")
 
 
 def modes(atoms: ase.Atoms) -> dict[str, Any]:
-    BFGS(atoms, logfile=None).run(fmax=0.003, steps=100)
+    relax(atoms, 0.003)
     found = infrared_spectrum(atoms, STEP)
     return {
         "wavenumbers": found.wavenumbers.tolist(),
@@ -155,7 +176,7 @@ def modes(atoms: ase.Atoms) -> dict[str, Any]:
 def dynamics(atoms: ase.Atoms, options: argparse.Namespace) -> dict[str, Any]:
     """Absorption of the model's trajectories, in its own precision."""
     atoms.calc = calculator(options)
-    BFGS(atoms, logfile=None).run(fmax=0.01, steps=100)
+    relax(atoms, 0.01)
     found = absorption_of_dynamics(
         atoms,
         options.picoseconds,
@@ -164,8 +185,7 @@ def dynamics(atoms: ase.Atoms, options: argparse.Namespace) -> dict[str, Any]:
         resolution=options.resolution,
         progress=options.molecule_name,
     )
-    settings = {name: getattr(options, name) for name in ("runs", "picoseconds", "temperature", "resolution")}
-    return {**settings, "wavenumbers": found.wavenumbers.tolist(), "absorption": found.absorption.tolist()}
+    return {"wavenumbers": found.wavenumbers.tolist(), "absorption": found.absorption.tolist()}
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
@@ -196,7 +216,7 @@ def report(found: dict[str, dict[str, Any]]) -> str:
     lines = ["| mode, cm⁻¹: level | model | intensity, km/mol: level | model |", "|" + " --- |" * 4]
     columns = (level["wavenumbers"], model["wavenumbers"], level["intensities"], model["intensities"])
     lines += [f"| {a:.0f} | {b:.0f} | {c:.1f} | {d:.1f} |" for a, b, c, d in zip(*columns, strict=True)]
-    area = float(np.trapezoid(run["absorption"], run["wavenumbers"]))
+    area = float(trapezoid(run["absorption"], run["wavenumbers"]))
     error = float(np.abs(np.subtract(model["wavenumbers"], level["wavenumbers"])).mean())
     return (
         "\n".join(lines)

@@ -51,12 +51,14 @@ def main() -> int:
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to time")
     options = parser.parse_args()
+    if options.figure is not None and "scaling" not in options.parts:
+        parser.error("`--figure` draws the part `scaling`; add it to `--parts`")
     tune_allocator()
     torch.set_num_threads(1)
     found = {"commit": tracking.code_version(), "torch": torch.__version__, "processor": processor()}
     found |= {part: PARTS[part](options) for part in PARTS if part in options.parts}
     write_json(options.json, found)
-    if options.figure is not None and "scaling" in found:
+    if options.figure is not None:
         draw(found["scaling"], options.figure)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
     return 0
@@ -72,7 +74,7 @@ def draw(scaling: dict[str, list[float]], path: Path) -> None:
         times = 1e3 * np.array(scaling[name])
         axis.loglog(atoms[: len(times)], times, marker, markersize=4, label=name)
     large = atoms[atoms >= 0.01 * atoms[-1]]
-    axis.loglog(large, times[-1] * large / large[-1], "k:", linewidth=1, label="proportional to atoms")
+    axis.loglog(large, 1e3 * scaling["mesh"][-1] * large / large[-1], "k:", linewidth=1, label="proportional to atoms")
     axis.set_xlabel("atoms")
     axis.set_ylabel("energy and gradient, ms, one thread")
     axis.grid(alpha=0.3, which="both")

@@ -35,6 +35,9 @@ __all__ = [
 _FRICTION = 0.01
 """1/fs; couples a small molecule to 300 K within a few hundred fs."""
 
+_REST = 1e-6
+"""Relative size below which a momentum, or a moment of inertia, is zero."""
+
 _BONDED = 1.3
 """Distance in sums of covalent radii up to which two atoms count as bonded."""
 _BROKEN = 0.5
@@ -52,7 +55,7 @@ class Run:
     total_energies: np.ndarray
     """(n_samples,), eV."""
     temperatures: np.ndarray
-    """(n_samples,), K."""
+    """(n_samples,), K, of the motions that can take up energy: at constant energy, without those that are at rest."""
     memory: np.ndarray
     """(n_samples,), MB: resident memory of this process."""
 
@@ -91,6 +94,20 @@ def stop_drifting(atoms: ase.Atoms) -> None:
     if not atoms.pbc.any() and len(atoms) > 1:
         with np.errstate(divide="ignore", invalid="ignore"):  # a line has no moment of inertia about itself
             ZeroRotation(atoms, preserve_temperature=False)
+
+
+def _resting(atoms: ase.Atoms) -> int:
+    """Rigid motions, of 6, that have no momentum, and will have none at constant energy."""
+    momenta = atoms.get_momenta()
+    scale = _REST * float(np.linalg.norm(momenta))
+    count = 3 if np.linalg.norm(momenta.sum(axis=0)) <= scale else 0
+    if not atoms.pbc.any() and len(atoms) > 1:
+        relative = atoms.positions - atoms.get_center_of_mass()
+        size = float(np.linalg.norm(relative, axis=1).max())
+        if np.linalg.norm(np.cross(relative, momenta).sum(axis=0)) <= scale * size:
+            moments = np.asarray(atoms.get_moments_of_inertia())
+            count += int((moments > _REST * moments.max()).sum())
+    return min(count, 3 * len(atoms) - 1)
 
 
 def run_dynamics(
@@ -134,12 +151,13 @@ def run_dynamics(
         raise ValueError(f"steps must be positive, got `n_steps` {n_steps}, `timestep` {timestep} fs, `every` {every}")
     integrator = _integrator(atoms, timestep, temperature, seed)
     process = psutil.Process()
+    freedom = 3 * len(atoms) - (_resting(atoms) if temperature is None else 0)
     samples: list[tuple[float, ...]] = []
 
     def sample() -> None:
         potential, kinetic = float(atoms.get_potential_energy()), float(atoms.get_kinetic_energy())
         time, memory = integrator.nsteps * timestep, process.memory_info().rss / 1e6
-        samples.append((time, potential, potential + kinetic, float(atoms.get_temperature()), memory))
+        samples.append((time, potential, potential + kinetic, 2.0 * kinetic / (kB * freedom), memory))
 
     integrator.attach(sample, interval=every)
     with contextlib.ExitStack() as stack:

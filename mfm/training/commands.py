@@ -52,7 +52,8 @@ def _distill(options: argparse.Namespace, prepare: Callable[[argparse.Namespace]
             raise ValueError(f"`--{name}` must be at least {least}, got {getattr(options, name)}")
     if options.displacement <= 0:
         raise ValueError(f"`--displacement` must be above 0, got {options.displacement}")
-    if options.out.exists():
+    # beside parts, the file is from the moment before they were removed, and is written once more
+    if options.out.exists() and not options.out.with_name(f"{options.out.name}.parts").exists():
         raise ValueError(f"`{options.out}` exists; remove it, or name another file with `--out`")
     prepare(options)
     import torch

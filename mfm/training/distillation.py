@@ -316,24 +316,37 @@ def write_distilled(
     (name,) = card.levels
     folder = path.with_name(f"{path.name}.parts")
     folder.mkdir(parents=True, exist_ok=True)
-    plan = folder / "plan.txt"
-    stated = f"{card.to_yaml()}{questions}\n{len(records)} structures\n"
-    if not plan.exists():
-        temporary = plan.with_suffix(".new")
-        temporary.write_text(stated, encoding="utf-8")
-        temporary.replace(plan)
-    elif plan.read_text(encoding="utf-8") != stated:
-        raise ValueError(
-            f"`{folder}` holds part of other labels than these (see {plan.name} in it); remove it, or name another file"
-        )
+    _claim(folder, f"{card.to_yaml()}{questions}\n{len(records)} structures {_digest(records)}\n")
     parts = [folder / f"{first}.h5" for first in range(0, len(records), _PART)]
     each = (1 + questions.copies.number) * max(questions.n_probes, 1)
     with tqdm(total=len(records) * each, unit="structure", desc=path.stem) as bar:
         for number, part in enumerate(parts):
             first = number * _PART
-            some = [records[place] for place in range(first, min(first + _PART, len(records)))]
+            places = range(first, min(first + _PART, len(records)))
             if not part.exists():
+                some = [records[place] for place in places]
                 write_store(part, distilled(teacher, some, name, questions, first), card)
-            bar.update(len(some) * each)
+            bar.update(len(places) * each)
     write_store(path, itertools.chain.from_iterable(Store.open(part) for part in parts), card)
     shutil.rmtree(folder)
+
+
+def _claim(folder: Path, stated: str) -> None:
+    """Say in the folder what its parts are of; refuse if they are of something else."""
+    plan = folder / "plan.txt"
+    if any(folder.glob("*.h5")) and (not plan.exists() or plan.read_text(encoding="utf-8") != stated):
+        raise ValueError(
+            f"`{folder}` holds part of other labels than these (see {plan.name} in it); remove it, or name another file"
+        )
+    plan.write_text(stated, encoding="utf-8")
+
+
+def _digest(records: Records) -> str:
+    """Of all structures in order."""
+    digest = hashlib.sha256()
+    for place in range(len(records)):
+        structure = records[place].structure
+        for values in (structure.atomic_numbers, structure.positions, structure.cell, structure.pbc):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        digest.update(f"{structure.charge} {structure.multiplicity}".encode())
+    return digest.hexdigest()[:16]

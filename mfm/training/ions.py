@@ -45,6 +45,8 @@ _ONE_RANK = 0.8
 _RIDGE = 1e-10
 _RANK = 1e-6
 """Relative size below which total charges do not determine a combination of own charges."""
+_MISSING = 0.05
+"""e: most that own charges of the elements may lack to a total charge."""
 _REPETITIONS = 100
 _MIDDLE = 2.2
 """Electronegativity of hydrogen, between metals and their partners."""
@@ -75,7 +77,8 @@ def start_from_ions(model: MFMModel, store: Store) -> None:
     have told less. Elements that the fit has not seen start as they would without it, and so do further channels.
 
     If the fit is not good, own charges start along electronegativities, changed as little as makes them add up to the
-    total charges of the training set: molecular ions that are in it by themselves have theirs from the first step.
+    total charges of the training set, if that can be: a few molecular ions that are in it by themselves then have
+    theirs from the first step.
 
     Does nothing for a model whose atoms have no own charges.
     """
@@ -114,14 +117,31 @@ def _start_from_forces(model: MFMModel, store: Store, owners: list[LatentEwald])
 
 
 def _start_from_totals(store: Store, states: list[ChargeState]) -> None:
-    """Change own charges of the elements as little as brings their sums nearest to the total charges."""
-    rows = np.unique(np.column_stack([store.composition(store.elements), store.charges]), axis=0).astype(np.float64)
+    """Change own charges of the elements as little as makes them add up to total charges, if there are ions.
+
+    Compositions that occur with several total charges say nothing. If one charge per element cannot give the totals of
+    the others, as where many neutral molecules leave only zero, the start stays as it was.
+    """
+    elements = store.elements
+    rows = np.unique(np.column_stack([store.composition(elements), store.charges]), axis=0).astype(np.float64)
+    _, first, occurrences = np.unique(rows[:, :-1], axis=0, return_index=True, return_counts=True)
+    rows = rows[first[occurrences == 1]]
     counts, totals = rows[:, :-1], rows[:, -1]
-    with torch.no_grad():
-        for state in states:
-            start = state.own_elements[store.elements, 0].double().cpu().numpy()
-            shift = np.linalg.lstsq(counts, totals - counts @ start, rcond=_RANK)[0]
-            state.own_elements[store.elements, 0] = torch.as_tensor(start + shift).to(state.own_elements)
+    if not totals.any():
+        return
+    for state in states:
+        start = state.own_elements.detach()[elements, 0].double().cpu().numpy()
+        charges = start + np.linalg.lstsq(counts, totals - counts @ start, rcond=_RANK)[0]
+        missing = float(np.abs(counts @ charges - totals).max())
+        if missing > _MISSING:
+            logger.info(
+                "own charges keep that start: one charge per element leaves total charges off by %.2g e", missing
+            )
+            return
+        with torch.no_grad():
+            state.own_elements[elements, 0] = torch.as_tensor(charges).to(state.own_elements)
+    names = ", ".join(f"{chemical_symbols[z]} {charge:+.3f}" for z, charge in zip(elements, charges, strict=True))
+    logger.info("… and from total charges: %s e", names)
 
 
 def _forces_of(model: MFMModel, store: Store) -> str:

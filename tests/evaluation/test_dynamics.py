@@ -92,6 +92,23 @@ def test_thermalise() -> None:
     assert atoms.get_kinetic_energy() == pytest.approx(1.5 * kB * atoms.get_temperature() * 512, rel=0.01)
 
 
+@pytest.mark.parametrize(("symbols", "motions"), [("OHH", 3), ("OCO", 4), ("HCl", 1)])
+def test_taking_out_a_rotation_heats_no_vibration(symbols: str, motions: int) -> None:
+    line = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.2], [0.0, 0.0, -1.2]])[: len(ase.Atoms(symbols))]
+    atoms = ase.Atoms(symbols, line if motions != 3 else line + [[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.5, 0.0, 0.0]])
+    atoms.calc = Springs(atoms.positions.copy())
+    temperatures, energies = [], []
+    for seed in range(300):
+        thermalise(atoms, 300.0, seed)
+        energies.append(atoms.get_kinetic_energy())
+        moved = atoms.copy()
+        moved.calc = atoms.calc
+        temperatures.append(run_dynamics(moved, 1).temperatures[0])
+    # each motion that is left has kT/2; √(2/(300 motions)) of standard error
+    assert np.mean(energies) == pytest.approx(0.5 * motions * kB * 300.0, rel=0.25)
+    assert np.mean(temperatures) == pytest.approx(np.mean(energies) / (0.5 * motions * kB), rel=1e-6)
+
+
 def test_runs_repeat_and_global_random_state_is_left_alone() -> None:
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     finals = []

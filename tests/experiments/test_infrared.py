@@ -7,6 +7,7 @@ from types import ModuleType
 import ase
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid
 
 from mfm.labelling.levels import LEVELS
 
@@ -32,8 +33,16 @@ def test_a_level_is_differentiated_and_reported(tmp_path: Path) -> None:
     assert all(3400.0 < wavenumber < 3900.0 for wavenumber in stretches)
     tensors = water.calc.born_effective_charges(water)
     np.testing.assert_allclose(tensors.sum(axis=0), 0.0, atol=1e-3)
+    hydrogen = tensors[1]
+    assert abs(hydrogen[0, 2] - hydrogen[2, 0]) > 0.01  # so rows and columns differ
+    shifted = [water.copy(), water.copy()]
+    for atoms, step in zip(shifted, (0.01, -0.01), strict=True):
+        atoms.calc = water.calc
+        atoms.positions[1, 2] += step
+    slope = (shifted[0].get_dipole_moment() - shifted[1].get_dipole_moment()) / 0.02
+    np.testing.assert_allclose(hydrogen[:, 2], slope, atol=2e-3)
     # the Hessian's 18 geometries are the polar tensors' too; what else is known belongs to the optimisation
-    assert len(water.calc.known) < 18 + 20
+    assert len(water.calc.known) < 18 + 20 + 2
 
     grid = np.arange(0.0, 4000.0, 10.0)
     band = sum(found["intensities"]) / 100.0 * (np.abs(grid - 1500.0) < 50.0)
@@ -45,7 +54,7 @@ def test_a_level_is_differentiated_and_reported(tmp_path: Path) -> None:
     table = run.report(parts)
     assert f"| {bend - 10.0:.0f} | {bend:.0f} | {found['intensities'][0]:.1f} |" in table
     assert "Mean error 10 cm⁻¹" in table
-    area = float(np.trapezoid(band, grid))
+    area = float(trapezoid(band, grid))
     assert f"dynamics {area:.0f}" in table
     run.draw(parts, tmp_path / "water.png")
     assert (tmp_path / "water.png").read_bytes().startswith(b"\x89PNG")

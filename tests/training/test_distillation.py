@@ -19,6 +19,7 @@ from mfm.data.dataset import GraphDataset
 from mfm.graph import collate
 from mfm.heads import TaskConfig
 from mfm.losses import combine, loss_terms
+from mfm.structure import Structure
 from mfm.training.distillation import (
     Copies,
     Questions,
@@ -199,10 +200,23 @@ def test_stopped_it_goes_on_and_the_file_is_the_same(tmp_path, monkeypatch):
     assert not stopped.exists()
     with pytest.raises(ValueError, match=r"stopped.h5.parts` holds part of other labels than these \(see plan.txt"):
         write_distilled(stopped, teacher, records, card, Questions(1, Copies(1, 0.1), 4))
+    with pytest.raises(ValueError, match="holds part of other labels"):
+        write_distilled(stopped, teacher, [*records[1:], records[0]], card, questions)
     write_distilled(stopped, dataclasses.replace(teacher, label=interrupted), records, card, questions)
     assert len(asked) == 11 + 12  # 20 answers: eight kept, three lost and asked again
     assert open_dataset(stopped).digest == open_dataset(whole).digest
     assert {path.name for path in tmp_path.iterdir()} == {"whole.h5", "stopped.h5"}
+
+
+def test_what_was_refused_leaves_no_claim(tmp_path):
+    """The structure that the teacher refused can be left out, and the same file written."""
+    teacher = model_teacher(tiny_model(), "dft")
+    card = DatasetCard(name="taught", levels={"teacher": teacher.level})
+    strange = Record(Structure(np.array([79]), np.zeros((1, 3))), {})
+    with pytest.raises(ValueError, match="the teacher does not know Au"):
+        write_distilled(tmp_path / "new.h5", teacher, [*_records(2), strange], card)
+    write_distilled(tmp_path / "new.h5", teacher, _records(2), card)
+    assert len(open_dataset(tmp_path / "new.h5")) == 2
 
 
 def test_what_a_teacher_refuses(tmp_path, morse_file, capsys):

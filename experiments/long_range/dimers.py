@@ -133,7 +133,7 @@ def recipe(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "name": f"dimers-{name}-{seed}",
         "data": {**data, "valid_fraction": 0},
         # errors per atom are small numbers beside those of forces
-        "tasks": {"energy_dft": {"weight": 10.0}},
+        "tasks": {"energy_dft": {"weight": 100.0}},
         "model": {"long_range": LONG_RANGE[name], "backbone": TINY_BACKBONE if options.fast else BACKBONE},
         "stages": [
             # own charges start with the right sums; they would only follow what the near part lacks

@@ -89,24 +89,26 @@ def test_the_band_of_an_oscillator_has_its_harmonic_area() -> None:
     assert area == pytest.approx(42.2561 * (0.3 * 4.80320) ** 2, rel=2e-3)
 
 
-def test_dynamics_of_a_diatomic_absorbs_where_its_mode_does() -> None:
+@pytest.mark.parametrize("n_runs", [3, pytest.param(60, marks=pytest.mark.slow)])
+def test_dynamics_of_a_diatomic_absorbs_where_its_mode_does(n_runs: int) -> None:
     atoms = ase.Atoms("HCl", [[0.0, 0.0, 0.0], [0.0, 0.0, 1.27]])
-    atoms.calc = Springs(32.0, 1.27, [0.2, -0.2])
+    atoms.calc = Springs(1.0, 1.27, [0.2, -0.2])
     mode = infrared_spectrum(atoms)
-    found = absorption_of_dynamics(atoms, duration=0.8, n_runs=40, temperature=100.0, resolution=50.0, seed=3)
+    found = absorption_of_dynamics(atoms, 0.8, n_runs, temperature=30.0, timestep=4.0, resolution=50.0, seed=3)
     assert found.wavenumbers[found.absorption.argmax()] == pytest.approx(mode.wavenumbers[0], abs=50.0)
-    # forty energies of one mode, each exponentially distributed: 16 % of standard error
-    assert trapezoid(found.absorption, found.wavenumbers) == pytest.approx(mode.intensities[0], rel=0.4)
+    if n_runs == 60:
+        # sixty energies of one mode, each exponentially distributed: 13 % of standard error
+        assert trapezoid(found.absorption, found.wavenumbers) == pytest.approx(mode.intensities[0], rel=0.35)
 
 
 def test_steps_do_not_shift_fast_modes() -> None:
     atoms = ase.Atoms("HCl", [[0.0, 0.0, 0.0], [0.0, 0.0, 1.27]])
     reduced = np.prod(atoms.get_masses()) / atoms.get_masses().sum()
     atoms.calc = Springs((3500.0 / 521.471) ** 2 * reduced, 1.27, [0.2, -0.2])
-    found = absorption_of_dynamics(atoms, duration=3.4, n_runs=1, temperature=20.0, resolution=10.0)
+    found = absorption_of_dynamics(atoms, duration=1.4, n_runs=1, temperature=20.0, resolution=25.0)
     band = found.absorption > 0.01 * found.absorption.max()
     centre = np.average(found.wavenumbers[band], weights=found.absorption[band])
-    assert centre == pytest.approx(3500.0, abs=3.0)  # 3516 as the steps have it
+    assert centre == pytest.approx(3500.0, abs=5.0)  # 3516 as the steps have it
 
 
 def test_what_has_no_absorption() -> None:

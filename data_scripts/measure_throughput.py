@@ -4,7 +4,8 @@ python data_scripts/measure_throughput.py --molecules O CO CCO "NCC(=O)O" c1cccc
 
 One thread, distorted geometries, every label timed by its CPU seconds; run it on an idle machine. For `mmff` and `xtb`
 the programs themselves, asked for the same quantities without any check, run in turn with the labels: their share does
-not depend on the machine.
+not depend on the machine. PySCF's own CCSD(T)/cc-pVDZ comes first, without code of ours: its share of the reference says
+how fast this machine is.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from collections.abc import Callable
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
-from rdkit.Chem import rdForceFieldHelpers  # noqa: TID251  the programs alone are what is measured here
+from pyscf import cc, gto, scf  # noqa: TID251  the programs alone are what is measured here
+from rdkit.Chem import rdForceFieldHelpers  # noqa: TID251
 from tblite.interface import Calculator  # noqa: TID251
 
 from mfm.graph import Structure
@@ -38,6 +40,8 @@ _RATES = {
     "dft": (1000 / 1.3, 326 / 1.3, 132 / 1.3, 50 / 1.3, 45 / 1.3),
     "ccsdt": (6300, 1180, 242, 70, 38),
 }
+_PYSCF_RATES = dict(zip(_MOLECULES, (20e3, 3300, 580, 107, 51), strict=True))
+"""Of PySCF's own CCSD(T)/cc-pVDZ on that machine."""
 REFERENCE = {
     (level, smiles): rate for level, rates in _RATES.items() for smiles, rate in zip(_MOLECULES, rates, strict=True)
 }
@@ -63,6 +67,20 @@ def labels_per_hour(smiles: str, level: str, n_labels: int) -> tuple[float, floa
             bare_seconds.append(time.process_time() - started)
     bare_rate = 3600 / statistics.median(bare_seconds[1:]) if bare is not None else None
     return 3600 / statistics.median(seconds[1:]), bare_rate
+
+
+def pyscf_per_hour(smiles: str, n_energies: int) -> float:
+    """CCSD(T)/cc-pVDZ energies per hour of PySCF alone, frozen core, of the same geometries."""
+    seconds = []
+    for sample in sample_molecule(smiles, n_energies + 1, seed=1, origins=("modes",)):
+        numbers = sample.structure.atomic_numbers
+        atoms = list(zip(numbers.tolist(), sample.structure.positions, strict=True))
+        molecule = gto.M(atom=atoms, basis="cc-pvdz", verbose=0)
+        started = time.process_time()
+        solver = cc.CCSD(scf.RHF(molecule).run(), frozen=int((numbers > 1).sum())).run()
+        solver.ccsd_t()
+        seconds.append(time.process_time() - started)
+    return 3600 / statistics.median(seconds[1:])
 
 
 def _bare_xtb(structure: Structure, smiles: str) -> Callable[[np.ndarray], None]:
@@ -105,6 +123,11 @@ def main() -> None:
     sys.stdout.write(
         "| level | molecule | labels/hour/core | share of reference | share of the program |\n|---|---|---|---|---|\n"
     )
+    for smiles in arguments.molecules:
+        rate = pyscf_per_hour(smiles, arguments.labels)
+        share = f"{100 * rate / _PYSCF_RATES[smiles]:.0f} %" if smiles in _PYSCF_RATES else "–"
+        sys.stdout.write(f"| PySCF alone | {smiles} | {rate:.3g} | {share} | 100 % |\n")
+        sys.stdout.flush()
     for level in arguments.levels:
         for smiles in arguments.molecules:
             rate, bare = labels_per_hour(smiles, level, arguments.labels)

@@ -4,8 +4,8 @@ python data_scripts/measure_throughput.py --molecules O CO CCO "NCC(=O)O" c1cccc
 
 One thread, distorted geometries, every label timed by its CPU seconds; run it on an idle machine. For `mmff` and `xtb`
 the programs themselves, asked for the same quantities without any check, run in turn with the labels: their share does
-not depend on the machine. PySCF's own CCSD(T)/cc-pVDZ comes first, without code of ours: its share of the reference says
-how fast this machine is.
+not depend on the machine. PySCF's own CCSD(T)/cc-pVDZ comes first, without code of ours: its share of the reference
+says how fast this machine is.
 """
 
 import argparse

@@ -27,7 +27,7 @@ from mfm.training.recipe import RunConfig
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "run.yaml"
-MODELS = ("cascade", "anchor", "ccsdt-only")
+MODELS = ("cascade", "denoised", "anchor", "ccsdt-only")
 FORCES = "builtin:ccsdt-forces"
 DRAWN = 20
 """Molecules that `--select` holds out."""
@@ -97,15 +97,23 @@ def heavy_atoms(store: Store) -> np.ndarray:
 
 
 def arms(recipe: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Tasks and stages of every model: those of the recipe, the same without xTB, and CCSD(T) energies alone.
+    """Tasks and stages of every model.
 
-    The last two have one stage, at the rate of the recipe's first: nothing was learned before.
+    Those of the recipe, the same after a sixth of the time for denoising, the same without xTB, and CCSD(T) energies
+    alone. The last two have one stage, at the rate of the recipe's first: nothing was learned before.
     """
     tasks, stages = recipe["tasks"], recipe["stages"]
     anchor = {name: task for name, task in tasks.items() if name != "energy_xtb"}
     anchor["energy_dft"] = {key: value for key, value in anchor["energy_dft"].items() if key != "anchor"}
-    alone = {"name": "joint", "max_minutes": sum(stage["max_minutes"] for stage in stages)}
-    return {"cascade": (tasks, stages), "anchor": (anchor, [alone]), "ccsdt-only": ({"energy_ccsdt": {}}, [alone])}
+    whole = sum(stage["max_minutes"] for stage in stages)
+    denoise = {"name": "denoise", "objective": "denoising", "max_minutes": whole / 5}
+    alone = {"name": "joint", "max_minutes": whole}
+    return {
+        "cascade": (tasks, stages),
+        "denoised": (tasks, [denoise, *stages]),
+        "anchor": (anchor, [alone]),
+        "ccsdt-only": ({"energy_ccsdt": {}}, [alone]),
+    }
 
 
 def timed(stages: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:

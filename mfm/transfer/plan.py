@@ -72,8 +72,10 @@ class TransferConfig(Config):
     seed and counted for each model that builds on it."""
     high_share: float = pydantic.Field(0.25, gt=0, lt=1)
     """Share of the structures in a batch that carry a high-level label, where both levels train together."""
+    denoise_share: float = pydantic.Field(0.25, gt=0, lt=1)
+    """Part of the compute that strategies which denoise first spend on that, on the structures of the training part."""
     rate: float = pydantic.Field(1e-3, gt=0)
-    """Learning rate after such a stage."""
+    """Learning rate after a stage of the low level."""
     strategies: list[str] = pydantic.Field(default_factory=lambda: list(STRATEGIES))
     """Which to compare."""
     seeds: int = pydantic.Field(3, gt=0)
@@ -204,6 +206,11 @@ def _at_once(low: str, high: str, config: TransferConfig) -> Stages:
     return [{"name": "all", **config.compute.share(1.0)}]
 
 
+def _denoised(low: str, high: str, config: TransferConfig) -> Stages:
+    first = {"name": "denoise", "objective": "denoising", **config.compute.share(config.denoise_share)}
+    return [first, {"name": "all", **config.compute.share(1.0 - config.denoise_share)}]
+
+
 _PARENT = "low"
 PARENT = Strategy(
     "the low level alone",
@@ -214,6 +221,10 @@ PARENT = Strategy(
 STRATEGIES: dict[str, Strategy] = {
     BASELINE: Strategy("the high level alone", lambda low, high: {high: {}}, _at_once, None),
     "joint": Strategy("both levels from the first step, high anchored to low", _joined("anchor"), _at_once, None, True),
+    "denoised": Strategy("denoising first, then the high level alone", lambda low, high: {high: {}}, _denoised, None),
+    "denoised-joint": Strategy(
+        "denoising first, then both levels, high anchored to low", _joined("anchor"), _denoised, None, True
+    ),
     "anchor": Strategy("low first, then both, high anchored to low", _joined("anchor"), _after(True), "low", True),
     "conditioned": Strategy("low first, then both, one head", _joined("conditioned"), _after(True), "low", True),
     "independent": Strategy("low first, then both, a head each", _joined(None), _after(True), "low", True),

@@ -46,7 +46,7 @@ def test_selection_leaves_the_test_molecules_out() -> None:
     assert run.selection("builtin:chno-mini", 1).card.test_molecules != store.card.test_molecules
 
 
-@pytest.mark.parametrize(("model", "levels"), [("cascade", ["xtb", "dft", "ccsdt"]), ("ccsdt-only", ["ccsdt"])])
+@pytest.mark.parametrize(("model", "levels"), [("denoised", ["xtb", "dft", "ccsdt"]), ("ccsdt-only", ["ccsdt"])])
 def test_models_are_trained_compared_and_tabled(tmp_path: Path, model: str, levels: list[str]) -> None:
     command = [sys.executable, str(FOLDER / "run.py"), "--fast", "--models", model]
     folders = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
@@ -54,7 +54,7 @@ def test_models_are_trained_compared_and_tabled(tmp_path: Path, model: str, leve
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "results" / f"{model}-0.json").read_text(encoding="utf-8"))
     assert list(found["forces_against_ccsdt"]) == [f"forces_{level}" for level in levels]
-    assert found["clock"]["step"] == (10 if model == "cascade" else 5)
+    assert found["clock"]["step"] == (15 if model == "denoised" else 5)
     assert found["metrics"]["energy_ccsdt"]["count"] >= 36
     assert [0.0 <= time <= 0.01 for time in found["survival_ps"].values()] == [True]
     row = next(line for line in result.stdout.splitlines() if line.startswith("| CCSD(T) energy MAE, held-out"))

@@ -247,9 +247,22 @@ def test_the_command_reports_what_is_there(study, capsys, tmp_path):
     assert "`--workers` must be at least 1" in capsys.readouterr().err
 
 
-def test_the_formaldehyde_study_is_valid():
+def test_the_studies_of_the_experiments_are_valid():
     config = load_config(TransferConfig, EXPERIMENTS / "h2co_transfer" / "study.yaml")
     assert len(config.cells()) == 3 * (1 + 5 * 5)
+    config = load_config(TransferConfig, EXPERIMENTS / "rmd17_transfer" / "study.yaml")
+    assert len(config.cells()) == 3 * (1 + 3 * 3)
+
+
+@pytest.mark.parametrize("strategy", ["denoised", "denoised-joint"])
+def test_denoising_takes_its_share_of_the_same_compute(file, tmp_path, strategy):
+    config = _config(file, strategies=["scratch", strategy], labels=[6], seeds=1, compute={"max_steps": 4})
+    assert run_grid(config, tmp_path)
+    recipe = config.recipe(Cell(strategy, 6, 0), str(file), str(file), "folder")
+    assert [(stage.objective, stage.max_steps) for stage in recipe.stages] == [("denoising", 1), ("supervised", 3)]
+    found = json.loads(Layout(tmp_path).result(Cell(strategy, 6, 0)).read_text())
+    assert found["clock"]["step"] == 4
+    assert np.isfinite(found["metrics"]["energy_high"]["mae_mev"])
 
 
 def test_all_strategies_make_valid_recipes(file):

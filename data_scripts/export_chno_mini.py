@@ -15,6 +15,7 @@ from mfm.data.records import Record
 from mfm.data.store import Store, write_store
 from mfm.labelling.density_file import write_densities
 from mfm.labelling.export import Export, export_records, whole_provenance
+from mfm.labelling.geometries import keeps_bonds
 from mfm.labelling.plan import Plan, read_plan
 from mfm.labelling.store import LabelStore
 
@@ -28,6 +29,7 @@ NOISE_FLOOR = {"energy_dft": 2e-5, "forces_dft": 3e-4, "energy_ccsdt": 1e-6}
 
 # bonds compressed so far that one structure would weigh more in a loss than a hundred others
 LARGEST_FORCE = 50.0
+BROKEN_ON_PURPOSE = ("stretched", "compressed")
 
 
 def within_reach(exported: Export) -> Export:
@@ -53,6 +55,25 @@ def with_bases(exported: Export) -> Export:
     alone = sum("energy_ccsdt" in r.labels and "energy_dft" not in r.labels for r in exported.records)
     left_out = exported.left_out | {"ccsdt: no dft": alone}
     return exported._replace(records=[checked(record) for record in exported.records], left_out=left_out)
+
+
+def without_others(exported: Export) -> Export:
+    """Without molecules whose minimum was another molecule: most of what was made from it lacks the named bonds.
+
+    One hot frame or one stretched bond is no reason to leave a molecule out, and geometries with bonds broken on
+    purpose say nothing about it.
+    """
+    changed: dict[str, list[bool]] = {}
+    for record in exported.records:
+        if record.origin not in BROKEN_ON_PURPOSE:
+            changed.setdefault(record.molecule, []).append(not keeps_bonds(record.structure, record.molecule))
+    others = {molecule for molecule, several in changed.items() if 2 * sum(several) > len(several)}
+    kept = [record for record in exported.records if record.molecule not in others]
+    counts = {
+        f"`{molecule}` was another molecule": sum(record.molecule == molecule for record in exported.records)
+        for molecule in sorted(others)
+    }
+    return exported._replace(records=kept, left_out=exported.left_out | counts)
 
 
 def make_card(plan: Plan, exported: Export, provenance: dict[str, str]) -> DatasetCard:
@@ -114,7 +135,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     plan, store = read_plan(arguments.plan), LabelStore(arguments.store, read_only=True)
-    exported = with_bases(within_reach(export_records(store, flag_names=FLAGS)))
+    exported = without_others(with_bases(within_reach(export_records(store, flag_names=FLAGS))))
     card = make_card(plan, exported, whole_provenance(store))
     write_store(arguments.out, exported.records, card)
     file = FileCard(path=arguments.out.name, sha256=file_sha256(arguments.out), format="mfm")

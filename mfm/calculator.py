@@ -34,7 +34,8 @@ class MFMCalculator(Calculator):
     ``energy_<fidelity>`` for every fidelity of the model. A model with heads for them adds, at the chosen fidelity,
     ``charges`` (e), ``atomic_dipoles`` (e Å) and, without periodicity, ``dipole`` (e Å), ``quadrupole`` (e Å²,
     traceless), both about the nuclear charge centre, and ``polarizability`` (e² Å²/eV). One with a long-range part adds
-    ``energy_long_range``, ``energy_short_range`` (eV), and charges and dipole if it has no heads for them.
+    ``energy_long_range``, ``energy_short_range`` (eV), and charges and dipole if it has no heads for them; in a field
+    ``energy_field`` (eV) too. These parts add up to ``energy``.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ class MFMCalculator(Calculator):
         Neighbours are searched anew when an atom has moved more than half of it. It does not change the results.
     electric_field : three float, V/Å, optional
         A uniform field on a model with a long-range part: energies are then electric enthalpies E − P·F, and forces and
-        stress their derivatives.
+        stress their derivatives. P is the dipole that is reported, about the origin.
 
     Raises
     ------
@@ -99,10 +100,14 @@ class MFMCalculator(Calculator):
 
     def _available(self) -> list[str]:
         """What ASE may ask for at the chosen fidelity."""
-        found = [name for name in self._potential.properties(self.fidelity) if name not in _ON_REQUEST]
+        found = [name for name in self._potential.properties(self.fidelity) if name not in self._left_out()]
         if "energy_long_range" in found:
             found.append("energy_short_range")
         return [*(_MECHANICAL if self._potential.has_energy(self.fidelity) else ()), *found]
+
+    def _left_out(self) -> tuple[str, ...]:
+        """What of the model's properties is not computed with every energy."""
+        return _ON_REQUEST if self._field is not None else (*_ON_REQUEST, "energy_field")
 
     def _choose(self, fidelity: str | None) -> str:
         from mfm.potential import check_fidelity
@@ -189,7 +194,7 @@ class MFMCalculator(Calculator):
                 f" {structure.pbc.tolist()} for {structure.formula}; see `born_effective_charges`"
             )
         available = self._potential.properties(self.fidelity)
-        extras = [name for name in available if name not in (*_ON_REQUEST, *hidden)]
+        extras = [name for name in available if name not in (*self._left_out(), *hidden)]
         prediction = self._potential.evaluate(
             structure,
             forces=wanted,
@@ -205,7 +210,8 @@ class MFMCalculator(Calculator):
             is_atomic = name in PROPERTIES and PROPERTIES[name].per == "atom"
             self.results[name] = value if is_atomic else value[0] if value.ndim > 1 else float(value[0])
         if "energy_long_range" in self.results:
-            self.results["energy_short_range"] = self.results["energy"] - self.results["energy_long_range"]
+            others = self.results["energy_long_range"] + self.results.get("energy_field", 0.0)
+            self.results["energy_short_range"] = self.results["energy"] - others
         for name in wanted:
             self.results["forces"] = prediction.forces[name]
             if periodic:
@@ -317,6 +323,7 @@ class MFMCalculator(Calculator):
         """
         high, low = (self._with_energy(name) for name in (high, low))
         chosen = self._last(atoms)
+        self._potential.check(_structure(chosen), (high, low))
         if self.calculation_required(chosen, [f"energy_{high}"]):
             self.calculate(chosen, ["energy"], self.check_state(chosen))
         return float(self.results[f"energy_{high}"] - self.results[f"energy_{low}"])

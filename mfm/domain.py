@@ -1,9 +1,10 @@
 """What a model knows about the data it was trained on, beyond weights."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ase.data import chemical_symbols
 
 from mfm.density.basis import DensityBasis
@@ -11,6 +12,8 @@ from mfm.fidelity import LevelOfTheory
 from mfm.structure import Structure
 
 __all__ = ["Domain"]
+
+_N_ELEMENTS = 119
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,9 @@ class Domain:
     """Mean number of neighbours within the cutoff."""
     charges: tuple[int, ...] = (0,)
     """Total charges seen."""
+    charges_of: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """Fidelity → total charges seen with a label at that level. One that is not named here, as in checkpoints written
+    before there was such a list, has seen :attr:`charges`."""
     multiplicities: tuple[int, ...] = (1,)
     """Spin multiplicities seen."""
     atomic_numbers: tuple[int, ...] = ()
@@ -40,13 +46,38 @@ class Domain:
         known = [set(energies) for energies in self.references.values()]
         return sorted(set.intersection(*known)) if known else sorted(self.atomic_numbers)
 
-    def check(self, structure: Structure) -> None:
-        """Refuse a structure outside of what the model was trained on.
+    def reference_table(self, fidelities: Sequence[str]) -> np.ndarray:
+        """Reference energies by atomic number, (n_fidelities, 119), eV; NaN where there is none.
 
         Raises
         ------
         ValueError
-            For an element, charge or multiplicity that the training data did not hold.
+            If a fidelity has no references.
+        """
+        table = np.full((len(fidelities), _N_ELEMENTS), np.nan)
+        for row, fidelity in enumerate(fidelities):
+            if fidelity not in self.references:
+                raise ValueError(
+                    f"no reference energies for fidelity `{fidelity}`, only for {', '.join(self.references)};"
+                    " fit them on the training data"
+                )
+            for number, energy in self.references[fidelity].items():
+                table[row, number] = energy
+        return table
+
+    def check(self, structure: Structure, fidelities: Collection[str] = ()) -> None:
+        """Refuse a structure outside of what the model was trained on.
+
+        Parameters
+        ----------
+        fidelities : collection of str
+            Levels that are asked for. Their labels may have been those of fewer total charges than all levels'.
+
+        Raises
+        ------
+        ValueError
+            For an element, charge or multiplicity that the training data did not hold, or a charge that no structure
+            with labels at one of the `fidelities` had.
         """
         unseen = sorted(set(structure.atomic_numbers.tolist()) - set(self.elements))
         if unseen:
@@ -62,6 +93,15 @@ class Domain:
                 raise ValueError(
                     f"{structure.formula} has {name} {value}; this model was trained on {name} in {sorted(seen)}."
                     f" Set it in `atoms.info`, or train on such data"
+                )
+        for fidelity in fidelities:
+            seen = self.charges_of.get(fidelity, self.charges)
+            if structure.charge not in seen:
+                others = [f for f in self.levels if structure.charge in self.charges_of.get(f, self.charges)]
+                raise ValueError(
+                    f"{structure.formula} has charge {structure.charge}; `{fidelity}` was trained on charge in"
+                    f" {sorted(seen)} only. Ask for {', '.join(f'`{f}`' for f in others) or 'another charge'}, or train"
+                    f" `{fidelity}` on such data"
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,6 +122,7 @@ class Domain:
             scale=content["scale"],
             average_neighbours=content["average_neighbours"],
             charges=tuple(content["charges"]),
+            charges_of={f: tuple(charges) for f, charges in content.get("charges_of", {}).items()},
             multiplicities=tuple(content["multiplicities"]),
             atomic_numbers=tuple(content.get("atomic_numbers", ())),
             density_bases={f: DensityBasis.from_dict(b) for f, b in content.get("density_bases", {}).items()},

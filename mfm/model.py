@@ -1,16 +1,15 @@
 """The model: one backbone, one energy head per fidelity, forces and stress by derivative."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import pydantic
 import torch
 from torch import Tensor, nn
 
 from mfm.backbones import BackboneConfig, Features, GauntConfig
 from mfm.config import Config
-from mfm.derivatives import DERIVATIVES, derivatives_of, differentiable
+from mfm.derivatives import derivatives_of, differentiable
 from mfm.domain import Domain
 from mfm.graph import AtomicGraph
 from mfm.heads import HEADS, TaskConfig
@@ -19,15 +18,23 @@ from mfm.heads.electrons import ElectronicHeads
 from mfm.heads.energy import EnergyHead
 from mfm.heads.joins import check_tasks, electronic, evaluation_order
 from mfm.longrange import LatentEwaldConfig, LongRange, LongRangeOfTasks
-from mfm.longrange.response import NEED_DIPOLES, QUANTITIES, born_effective_charges, field_energy, quantity
+from mfm.longrange.response import (
+    NEED_DIPOLES,
+    QUANTITIES,
+    born_effective_charges,
+    check_polarisation,
+    energy_in_field,
+    quantity,
+)
 from mfm.nn.charge_state import Charges, ChargeState
+from mfm.nn.moments import polarisation
 from mfm.properties import PROPERTIES, parse_task
+from mfm.requests import energies_needed, refuse_isolated, split_quantities
 
 __all__ = ["NOISE", "Domain", "MFMModel", "ModelConfig", "build_model"]
 
 NOISE = "noise"
 """What a model with a denoiser can be asked for beside its tasks, see :mod:`mfm.training.denoising`."""
-_N_ELEMENTS = 119
 
 
 class ModelConfig(Config):
@@ -107,19 +114,8 @@ class MFMModel(nn.Module):
             if self.electrons.has_charges and (self.long_range is None or self.long_range.shared_state is None):
                 self.charge_state = ChargeState(n_scalars, cutoff)
         # not a buffer: `.float()` would round it, and references must stay float64 until they are added
-        self.references = self._reference_table()
-
-    def _reference_table(self) -> Tensor:
-        table = np.full((len(self.energies), _N_ELEMENTS), np.nan)
-        for row, fidelity in enumerate(parse_task(name).fidelity for name in self.energies):
-            if fidelity not in self.domain.references:
-                raise ValueError(
-                    f"no reference energies for fidelity `{fidelity}`, only for {', '.join(self.domain.references)};"
-                    " fit them on the training data"
-                )
-            for number, energy in self.domain.references[fidelity].items():
-                table[row, number] = energy
-        return torch.as_tensor(table)
+        table = domain.reference_table([parse_task(name).fidelity for name in self.energies])
+        self.references = torch.as_tensor(table)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MFMModel":
         super()._apply(fn, recurse)
@@ -178,7 +174,8 @@ class MFMModel(nn.Module):
         ----------
         graph : AtomicGraph
             One structure or a batch, in the model's precision. With a field ``electric_field`` (n_structures, 3), V/Å,
-            energies are electric enthalpies E − P·F, and derivatives follow.
+            energies are electric enthalpies E − P·F with the dipole P that is reported at each fidelity, about the
+            origin, and derivatives follow.
         tasks : sequence of str, optional
             Those wanted, by default all.
         derivatives : sequence of str
@@ -198,26 +195,28 @@ class MFMModel(nn.Module):
         Raises
         ------
         ValueError
-            If the model does not have a task or a quantity, or no charges that a field could act on.
+            If the model does not have a task or a quantity, or no charges that a field could act on, or see
+            :func:`mfm.longrange.response.check_polarisation`.
         """
         asked = self.tasks if tasks is None else tasks
         direct = list(dict.fromkeys([*asked, *(name for name in quantities if name in self.config.tasks)]))
         with_noise = NOISE in direct and "denoiser" in self._modules
         direct = [name for name in direct if not (with_noise and name == NOISE)]
-        extras = self._split([name for name in quantities if name not in self.config.tasks])
-        energy_names = self._check(direct, derivatives)
+        having = {fidelity: self.properties(fidelity) for fidelity in self.fidelities}
+        extras = split_quantities([name for name in quantities if name not in self.config.tasks], having)
+        energy_names = energies_needed(direct, derivatives, self.tasks)
         energy_names += [f"energy_{fidelity}" for kind, fidelity in extras.values() if self._is_latent(kind, fidelity)]
         with_strain = any(parse_task(name).property == "stress" for name in derivatives)
         strain = None
         if derivatives or any(kind == "born_effective_charges" for kind, _ in extras.values()):
             graph, strain = differentiable(graph, with_strain)
-        has_field = graph.get("electric_field") is not None
-        if has_field and self.long_range is None:
-            raise ValueError("an electric field acts on charges, which this model has not; train it with `long_range`")
+        has_field = self._check_polarisations(graph, energy_names, extras.values())
         with_dipoles = has_field or any(kind in NEED_DIPOLES for kind, _ in extras.values())
         electronic_names = [name for name in direct if parse_task(name).property != "energy"]
         shared = _Shared(None, None)
-        if electronic_names or extras or with_noise or any(name not in self.conditions for name in energy_names):
+        with_moments = has_field and self.electrons is not None
+        bare = any(name not in self.conditions for name in energy_names)
+        if electronic_names or extras or with_noise or with_moments or bare:
             with_charges = bool(electronic_names or extras or (energy_names and self.long_range is not None))
             shared = self._shared(graph, with_charges, with_dipoles)
         energies, far = self._energies(graph, energy_names, with_dipoles, shared)
@@ -251,7 +250,7 @@ class MFMModel(nn.Module):
         if bool(graph.pbc.any()):
             if tasks is None:
                 tasks = [name for name in self.tasks if not PROPERTIES[parse_task(name).property].isolated]
-            self._refuse([*tasks, *(name for name in quantities if name in self.config.tasks)])
+            refuse_isolated([*tasks, *(name for name in quantities if name in self.config.tasks)])
         training = self.training
         if training:  # switching walks through every module, which costs as much as a small molecule
             self.eval()
@@ -272,42 +271,33 @@ class MFMModel(nn.Module):
         values = [condition.square().mean() for condition in self.conditions.values()]
         return torch.stack(values).sum() if values else next(self.parameters()).new_zeros(())
 
-    def _check(self, tasks: Sequence[str], derivatives: Sequence[str]) -> list[str]:
-        needed = list(tasks)
-        for name in derivatives:
-            prop, fidelity = parse_task(name)
-            if prop not in DERIVATIVES:
-                raise ValueError(f"`derivatives` may be {', '.join(DERIVATIVES)} of a fidelity, got `{name}`")
-            needed.append(f"energy_{fidelity}")
-        unknown = [name for name in needed if name not in self.config.tasks]
-        if unknown:
-            raise ValueError(f"this model has tasks {', '.join(self.tasks)}, got `{unknown[0]}`")
-        return [name for name in needed if parse_task(name).property == "energy"]
-
-    @staticmethod
-    def _refuse(names: Sequence[str]) -> None:
-        for name in names:
-            if PROPERTIES[parse_task(name).property].isolated:
-                raise ValueError(
-                    f"`{name}` of a periodic structure depends on the choice of its cell; ask for it only where `pbc`"
-                    " is False"
-                )
-
-    def _split(self, quantities: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Quantity and fidelity of each name."""
-        known = {f"{kind}_{f}": (kind, f) for f in self.fidelities for kind in self.properties(f)}
-        for name in quantities:
-            if name not in known:
-                raise ValueError(
-                    f"this model has quantities {', '.join(known) or 'none'}, got `{name}`; charges and what"
-                    " follows from them come with `long_range` or tasks of their own"
-                )
-        return {name: known[name] for name in quantities}
-
     def _is_latent(self, kind: str, fidelity: str) -> bool:
         """Whether the long-range part answers, not a head."""
         has_dipole = self.electrons is not None and self.electrons.has_dipole(fidelity)
         return not (kind in NEED_DIPOLES and has_dipole)
+
+    def _check_polarisations(
+        self, graph: AtomicGraph, energy_names: Sequence[str], extras: Collection[tuple[str, str]]
+    ) -> bool:
+        """Refuse fields and Born effective charges that the model has not; returns whether there is a field."""
+        born = [self._has_own_charges(fidelity) for kind, fidelity in extras if kind == "born_effective_charges"]
+        if born:
+            check_polarisation(graph, any(born))
+        field = graph.get("electric_field")
+        if field is None:
+            return False
+        if self.long_range is None:
+            raise ValueError("an electric field acts on charges, which this model has not; train it with `long_range`")
+        if energy_names:
+            own = any(self._has_own_charges(parse_task(name).fidelity) for name in energy_names)
+            check_polarisation(graph, own, field)
+        return True
+
+    def _has_own_charges(self, fidelity: str) -> bool:
+        """Whether the polarisation of a fidelity holds charges beside what neighbours pass on and shares of the net."""
+        if self.long_range is None or self.config.long_range is None or not self.config.long_range.own_charges:
+            return False
+        return self._is_latent("dipole", fidelity) or self.long_range.shared_state is not None
 
     def _shared(self, graph: AtomicGraph, with_charges: bool, with_dipoles: bool) -> "_Shared":
         """Features without a condition and the charge state made of them."""
@@ -323,12 +313,6 @@ class MFMModel(nn.Module):
             return {}
         assert self.electrons is not None
         outputs: dict[str, Tensor] = self.electrons(shared.pair(), graph, shared.state, names)
-        is_periodic = graph.pbc.any(dim=1)
-        for name, value in outputs.items():
-            row = PROPERTIES[parse_task(name).property]
-            if row.isolated:
-                hidden = is_periodic if row.per == "structure" else is_periodic.index_select(0, graph.batch)
-                outputs[name] = value.masked_fill(hidden.view(-1, *[1] * (value.dim() - 1)), float("nan"))
         return outputs
 
     def _from_parts(self, kind: str, graph: AtomicGraph, fidelity: str, shared: "_Shared") -> Tensor:
@@ -336,10 +320,20 @@ class MFMModel(nn.Module):
         if kind == "dipole":
             name = f"dipole_{fidelity}"
             return self._electronic(graph, [name], shared)[name]
-        assert self.electrons is not None
-        assert shared.state is not None
-        moments = self.electrons.polarisation(shared.pair(), graph, shared.state, fidelity)
-        return born_effective_charges(moments, graph.positions)
+        return born_effective_charges(self._polarisation(graph, fidelity, shared), graph.positions)
+
+    def _polarisation(
+        self, graph: AtomicGraph, fidelity: str, shared: "_Shared", latent: Charges | None = None
+    ) -> Tensor:
+        """Dipole reported at a fidelity, but about the origin, (n_structures, 3), e Å: of a head if it has one.
+
+        `latent` is the charge state of the long-range energy at the fidelity, which answers if there is no head.
+        """
+        if self.electrons is not None and self.electrons.has_dipole(fidelity):
+            assert shared.state is not None
+            return self.electrons.polarisation(shared.pair(), graph, shared.state, fidelity)
+        assert latent is not None
+        return polarisation(latent, graph)
 
     def _energies(
         self, graph: AtomicGraph, names: Sequence[str], with_dipoles: bool, shared: "_Shared"
@@ -368,11 +362,24 @@ class MFMModel(nn.Module):
         rest = [name for name in atomic if name not in far]
         if self.long_range is not None and shared.features is not None and rest:
             far |= self.long_range(shared.features.scalars, graph, rest, with_dipoles, shared.state)
+        return self._totals(graph, atomic, far, shared)
+
+    def _totals(
+        self, graph: AtomicGraph, atomic: dict[str, Tensor], far: dict[str, LongRange], shared: "_Shared"
+    ) -> tuple[dict[str, Tensor], dict[str, LongRange]]:
+        """Sums over atoms with the long-range parts and, in a field, what it adds; and these parts."""
+        field = graph.get("electric_field")
         energies = {}
         for name, value in atomic.items():
             energy = value.new_zeros(graph.n_structures).index_add(0, graph.batch, value) * self.domain.scale
             if name in far:
-                energy = energy + (far[name].energies - field_energy(far[name].state, graph)).to(energy.dtype)
+                added = far[name].energies
+                if field is not None:
+                    moments = self._polarisation(graph, parse_task(name).fidelity, shared, far[name].state)
+                    in_field = energy_in_field(moments, field)
+                    far[name] = far[name]._replace(in_field=in_field)
+                    added = added + in_field
+                energy = energy + added.to(energy.dtype)
             energies[name] = energy
         return energies, far
 

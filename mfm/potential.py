@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import vesin
 
 from mfm.density.evaluator import MolecularDensity
 from mfm.graph import Structure, build_graph
+from mfm.longrange.lattice import SLAB_MARGIN
 from mfm.model import MFMModel, build_model
 from mfm.properties import parse_task
 
@@ -18,6 +19,8 @@ __all__ = ["Potential", "Prediction", "SkinNeighbours", "check_fidelity"]
 
 _BREATHING = 0.1
 """Relative change of a cell vector's length up to which a mesh is kept."""
+_ROOM, _WASTE = 1.1, 1.3
+"""Length of the cell that a slab is summed in, over the least one: when it is chosen, and above which it is renewed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,8 @@ class Potential:
         self.device = device
         self.neighbours = SkinNeighbours(model.cutoff, skin)
         self._cell = np.zeros((3, 3))
+        self._slab_length = 0.0
+        self._widest = 0.0 if self.model.long_range is None else self.model.long_range.largest_width(model.elements)
 
     @property
     def fidelities(self) -> list[str]:
@@ -132,6 +137,16 @@ class Potential:
     def properties(self, fidelity: str) -> list[str]:
         """What can be had at a fidelity beside energy, forces and stress."""
         return self.model.properties(fidelity)
+
+    def check(self, structure: Structure, fidelities: Collection[str] = ()) -> None:
+        """Refuse a structure outside of what the model, or one of its fidelities, was trained on.
+
+        Raises
+        ------
+        ValueError
+            See :meth:`mfm.domain.Domain.check`.
+        """
+        self.model.domain.check(structure, fidelities)
 
     def has_energy(self, fidelity: str) -> bool:
         """Whether a fidelity has energies, and so forces and stress."""
@@ -164,10 +179,11 @@ class Potential:
         Raises
         ------
         ValueError
-            If the structure holds an element, charge or multiplicity that the training data did not, or a stress is
-            asked for without a cell that repeats in all three directions.
+            If the structure holds an element, charge or multiplicity that the training data did not, or a charge that
+            no data of a fidelity named here did, or a stress is asked for without a cell that repeats in all three
+            directions.
         """
-        self.model.domain.check(structure)
+        self.check(structure, {*forces, *stress, quantities[1]} - {""})
         if stress and not structure.pbc.all():
             raise ValueError(
                 f"stress needs a structure that is periodic in all three directions, got `pbc` {structure.pbc.tolist()}"
@@ -180,6 +196,9 @@ class Potential:
             graph.electric_field = torch.tensor([list(electric_field)], dtype=torch.float64, device=self.device)
         if self.has_long_range and structure.pbc.any():
             graph.reference_cell = torch.as_tensor(self._reference_cell(structure))[None].to(self.device)
+            if structure.pbc.sum() == 2:
+                length = self._length_of_slab(structure)
+                graph.slab_length = torch.tensor([length], dtype=torch.float64, device=self.device)
         derivatives = [f"forces_{fidelity}" for fidelity in forces] + [f"stress_{fidelity}" for fidelity in stress]
         extras = [f"{name}_{quantities[1]}" for name in quantities[0]]
         with torch.set_grad_enabled(bool(derivatives) or "born_effective_charges" in quantities[0]):
@@ -208,7 +227,7 @@ class Potential:
                 f"a density needs a model that has one at `{fidelity}`, got one with {known}"
                 f" (densities at {having or 'no fidelity'}); train a task `density_{fidelity}`"
             )
-        self.model.domain.check(structure)
+        self.check(structure, [fidelity])
         graph = build_graph(structure, self.model.cutoff, dtype=self.model.dtype).to(self.device)
         with torch.no_grad():
             rows = self.model.predict(graph, [f"density_{fidelity}"])[f"density_{fidelity}"]
@@ -228,3 +247,18 @@ class Potential:
         if not np.allclose(new, old, rtol=_BREATHING, atol=0.0):
             self._cell = structure.cell
         return self._cell
+
+    def _length_of_slab(self, structure: Structure) -> float:
+        """Length of the cell that a slab is summed in, Å: that of an earlier call as long as the slab fits well.
+
+        It sets the mesh along the normal: energies then do not jump as the uppermost atom moves.
+        """
+        first, second = structure.cell[structure.pbc]
+        normal = np.cross(first, second)
+        area = np.linalg.norm(normal)
+        if area == 0.0:
+            return 0.0  # no cell to sum in, which the model refuses
+        least = 2.0 * (np.ptp(structure.positions @ normal) / area + SLAB_MARGIN * self._widest)
+        if not least <= self._slab_length <= _WASTE * least:
+            self._slab_length = _ROOM * least
+        return self._slab_length

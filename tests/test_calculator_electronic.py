@@ -1,6 +1,7 @@
 """Charges and moments of heads through the ASE calculator."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import ase
@@ -20,14 +21,17 @@ from tests.densities import toy_basis
 from tests.tiny import tiny_model
 
 
-def electronic_model(tasks: list[str], long_range: bool = False) -> MFMModel:
+def electronic_model(
+    tasks: Sequence[str] | dict[str, dict[str, str]], long_range: bool | LatentEwaldConfig = False
+) -> MFMModel:
     plain = tiny_model()
+    far = LatentEwaldConfig() if long_range is True else long_range or None
     domain = dataclasses.replace(plain.domain, density_bases={"dft": toy_basis(1, 6, 8)})
     config = ModelConfig.model_validate(
         {
             "backbone": {**plain.config.backbone.model_dump(), "equivariant_degree": 2},
-            "tasks": {task: {} for task in tasks},
-            "long_range": LatentEwaldConfig().model_dump() if long_range else None,
+            "tasks": tasks if isinstance(tasks, dict) else {task: {} for task in tasks},
+            "long_range": None if far is None else far.model_dump(),
         }
     )
     model = build_model(config, domain, seed=0, dtype=torch.float64)
@@ -38,8 +42,14 @@ def electronic_model(tasks: list[str], long_range: bool = False) -> MFMModel:
     return model
 
 
-def make(tasks: list[str], fidelity: str = "dft", long_range: bool = False) -> MFMCalculator:
-    return MFMCalculator(electronic_model(tasks, long_range), fidelity=fidelity, device="cpu")
+def make(
+    tasks: Sequence[str] | dict[str, dict[str, str]],
+    fidelity: str = "dft",
+    long_range: bool | LatentEwaldConfig = False,
+    field: Sequence[float] | None = None,
+) -> MFMCalculator:
+    model = electronic_model(tasks, long_range)
+    return MFMCalculator(model, fidelity=fidelity, device="cpu", electric_field=field)
 
 
 ALL = ["energy_dft", "energy_ccsdt", *(f"{prop}_dft" for prop in HEADS)]
@@ -142,6 +152,73 @@ def test_a_head_goes_before_the_long_range_part() -> None:
     assert atoms.calc.results["energy_long_range"] != 0.0
     # the charges are the latent ones, the dipole has atomic dipoles beside them
     assert np.abs(dipole - charges @ atoms.positions).max() > 1e-4
+
+
+ANCHORED = {
+    "energy_dft": {},
+    "energy_ccsdt": {"anchor": "energy_dft"},
+    "dipole_dft": {},
+    "dipole_ccsdt": {"anchor": "dipole_dft"},
+}
+CONDITIONED = ANCHORED | {"energy_ccsdt": {"conditioned": "energy_dft"}}
+ONE_DIPOLE = {name: task for name, task in ANCHORED.items() if name != "dipole_ccsdt"}
+
+
+@pytest.mark.parametrize("fidelity", ["dft", "ccsdt"])
+@pytest.mark.parametrize(
+    ("tasks", "kind"),
+    [(["energy_dft", "energy_ccsdt"], "scaled"), (ANCHORED, "shared"), (CONDITIONED, "own"), (ONE_DIPOLE, "shared")],
+    ids=["no-head", "anchored", "conditioned", "one-head"],
+)
+def test_a_field_acts_on_the_dipole_that_is_reported(
+    tasks: list[str] | dict[str, dict[str, str]], kind: str, fidelity: str
+) -> None:
+    """E(F) = E(0) − μ·F and F_i(F) = F_i(0) + Z_i·F, with atomic dipoles and a fidelity's offset in μ and Z."""
+    field, config = np.array([0.1, -0.3, 0.2]), LatentEwaldConfig(fidelities=kind)  # type: ignore[arg-type]
+    plain, polarised = ethanol(), ethanol()
+    plain.calc, polarised.calc = make(tasks, fidelity, config), make(tasks, fidelity, config, list(field))
+    extra = polarised.get_forces() - plain.get_forces()
+    results = polarised.calc.results
+    moment = plain.get_dipole_moment() @ field
+    assert abs(moment) > 1e-3
+    assert results["energy"] - plain.get_potential_energy() == pytest.approx(-moment, abs=1e-9)
+    assert results["energy_field"] == pytest.approx(-moment, abs=1e-9)
+    slopes = np.einsum("iab,a->ib", plain.calc.born_effective_charges(), field)
+    assert np.abs(slopes).max() > 1e-2
+    np.testing.assert_allclose(extra, slopes, atol=1e-9)
+    np.testing.assert_allclose(polarised.calc.born_effective_charges(), plain.calc.born_effective_charges(), atol=1e-12)
+    # the field is a part of its own
+    for name in ("energy_long_range", "energy_short_range"):
+        assert results[name] == pytest.approx(plain.calc.results[name], abs=1e-9)
+    parts = [results[f"energy_{part}"] for part in ("short_range", "long_range", "field")]
+    assert sum(parts) == pytest.approx(results["energy"], abs=1e-9)
+    assert "energy_field" not in plain.calc.results
+
+
+def test_the_forces_in_a_field_are_slopes_of_the_enthalpy_of_an_ion() -> None:
+    """The polarisation of an ion is about the origin, which does not move with the atoms."""
+    atoms, field = ethanol(), [0.1, -0.3, 0.2]
+    atoms.info.update(charge=1, spin=2)
+    atoms.calc = make(ANCHORED, "ccsdt", True, field)
+    forces, step, energies = atoms.get_forces(), 1e-4, []
+    for sign in (1.0, -1.0):
+        moved = atoms.copy()
+        moved.positions[2, 1] += sign * step
+        moved.calc = atoms.calc
+        energies.append(moved.get_potential_energy())
+    assert forces[2, 1] == pytest.approx((energies[1] - energies[0]) / (2 * step), abs=1e-6)
+    np.testing.assert_allclose(forces.sum(axis=0), field, atol=1e-9)
+
+
+def test_a_crystal_in_a_field_has_the_forces_of_its_born_effective_charges() -> None:
+    field = [0.1, -0.3, 0.2]
+    plain, polarised = bulk("C", cubic=True), bulk("C", cubic=True)
+    for crystal, calculator in ((plain, make(ANCHORED, "ccsdt", True)), (polarised, None)):
+        crystal.rattle(0.05, seed=1)
+        crystal.calc = calculator or make(ANCHORED, "ccsdt", True, field)
+    slopes = np.einsum("iab,a->ib", plain.calc.born_effective_charges(plain), field)
+    assert np.abs(slopes).max() > 1e-3
+    np.testing.assert_allclose(polarised.get_forces() - plain.get_forces(), slopes, atol=1e-9)
 
 
 def test_density_at_points_and_in_cube_files(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """Charges, dipoles, fields and meshes through the ASE calculator."""
 
+import dataclasses
 from pathlib import Path
 
 import ase
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 
 from mfm import MFMCalculator
 from mfm.checkpoint import save_checkpoint
+from mfm.graph import Structure
 from mfm.longrange import LatentEwaldConfig
-from mfm.model import MFMModel
+from mfm.model import Domain, MFMModel
 from tests.tiny import tiny_model
 
 
@@ -137,6 +140,117 @@ def test_a_large_slab_needs_no_third_vector() -> None:
     assert energies["exact", 0.0] == pytest.approx(energies["exact", 30.0], abs=1e-10)
     assert energies["mesh", 0.0] == pytest.approx(energies["mesh", 30.0], abs=1e-10)
     assert energies["mesh", 0.0] == pytest.approx(energies["exact", 0.0], rel=1e-3)
+
+
+@pytest.mark.parametrize("axis", [0, 2], ids=["normal-first", "normal-last"])
+def test_a_slab_on_a_mesh_does_not_jump_as_its_uppermost_atom_moves(axis: int) -> None:
+    """In a cell as long as the slab needs at each step, the number of points along the normal changes on the way."""
+    model = long_range_model(mesh_above=0)
+    with torch.no_grad():  # charges of 1.4 e
+        model.long_range.owners["all"].state.pulls.mul_(4.0)
+    atoms = bulk("C", cubic=True).repeat((1, 1, 2))
+    atoms.symbols[::2] = "O"
+    atoms.rattle(0.05, seed=1)
+    order = np.roll(np.arange(3), axis + 1)  # puts the last axis of the crystal where the normal is to be
+    atoms = ase.Atoms(
+        atoms.symbols, atoms.positions[:, order], cell=atoms.cell.array[order][:, order], pbc=np.arange(3) != axis
+    )
+    top = int(atoms.positions[:, axis].argmax())
+    heights = atoms.positions[top, axis] + 0.01 * np.arange(80)
+    jumps = {}
+    for kept in (True, False):
+        calculator, energies = MFMCalculator(model, fidelity="dft", device="cpu"), []
+        for height in heights:
+            atoms.positions[top, axis] = height
+            if not kept:
+                calculator._potential._slab_length = 0.0
+            calculator.calculate(atoms, ["energy"])
+            energies.append(calculator.results["energy_long_range"])
+        jumps[kept] = np.abs(np.diff(energies, 4)).max() / len(atoms)
+    assert jumps[True] < 1e-6
+    assert jumps[False] > 1e-6
+
+
+def test_a_slab_that_has_become_much_thicker_or_thinner_gets_another_cell() -> None:
+    """The energy is that of a calculator that has seen nothing else."""
+    atoms = bulk("C", cubic=True).repeat((1, 1, 2))
+    atoms.pbc = (True, True, False)
+    used = make(mesh_above=0)
+    for stretch in (1.0, 6.0, 1.0):
+        moved = atoms.copy()
+        moved.positions[:, 2] *= stretch
+        energies = []
+        for calculator in (used, make(mesh_above=0)):
+            moved.calc = calculator
+            moved.get_potential_energy()
+            energies.append(calculator.results["energy_long_range"])
+        assert energies[0] == pytest.approx(energies[1], abs=1e-10)
+
+
+def polar_slab() -> ase.Atoms:
+    atoms = bulk("C", cubic=True)
+    atoms.rattle(0.05, seed=1)
+    atoms.pbc = (True, True, False)
+    return atoms
+
+
+def test_own_charges_have_no_polarisation_along_periodic_directions() -> None:
+    """It would change by charges times lattice vectors with the images that the positions are of."""
+    crystal, slab = bulk("C", cubic=True), polar_slab()
+    crystal.calc = make(own_charges=True)
+    assert np.isfinite(crystal.get_forces()).all()
+    born = (
+        r"Born effective charges must not .* structure 0 .*`long_range\.own_charges`.*Train without `own_charges`, or"
+    )
+    with pytest.raises(ValueError, match=born):
+        crystal.calc.born_effective_charges()
+    for atoms in (crystal, slab):
+        atoms.calc = make((0.1, 0.0, 0.0), own_charges=True)
+        with pytest.raises(ValueError, match="energy in an electric field along a periodic direction must not depend"):
+            atoms.get_forces()
+    # along the normal of a slab there are no images: this field is as well defined as in a molecule
+    plain, moved, wrapped = polar_slab(), polar_slab(), polar_slab()
+    plain.calc, moved.calc = make(own_charges=True), make((0.0, 0.0, 0.2), own_charges=True)
+    assert np.abs(moved.get_forces() - plain.get_forces()).max() > 1e-3
+    wrapped.positions[1] += wrapped.cell[0]
+    wrapped.calc = moved.calc
+    forces = moved.get_forces()
+    np.testing.assert_allclose(wrapped.get_forces(), forces, atol=1e-9)
+    # nor has the share of a net charge
+    crystal.info.update(charge=1, spin=2)
+    crystal.calc = make()
+    with pytest.raises(
+        ValueError, match=r"its net charge of \+1 e is shared by all atoms.*Give the cell no net charge"
+    ):
+        crystal.calc.born_effective_charges(crystal)
+    crystal.info.clear()
+    assert np.abs(crystal.calc.born_effective_charges(crystal)).max() > 0.0
+
+
+def test_a_charge_that_a_fidelity_has_not_seen_is_refused_there() -> None:
+    model = long_range_model()
+    model.domain = dataclasses.replace(model.domain, charges_of={"dft": (0, 1), "ccsdt": (0,)})
+    cation = ethanol()
+    cation.info.update(charge=1, spin=2)
+    cation.calc = MFMCalculator(model, fidelity="dft", device="cpu")
+    assert np.isfinite(cation.get_forces()).all()
+    refused = r"C2H6O has charge 1; `ccsdt` was trained on charge in \[0\] only\. Ask for `dft`, or train `ccsdt` on"
+    for ask in (
+        lambda: cation.calc.gap("ccsdt", "dft"),
+        lambda: cation.calc.forces_gap("ccsdt", "dft"),
+        lambda: MFMCalculator(model, fidelity="ccsdt", device="cpu").get_potential_energy(cation),
+        lambda: MFMCalculator(model, fidelity="ccsdt", device="cpu").born_effective_charges(cation),
+    ):
+        with pytest.raises(ValueError, match=refused):
+            ask()
+    cation.info.clear()
+    assert np.isfinite(cation.calc.gap("ccsdt", "dft", cation))
+    # a checkpoint from before there was such a list knows the charges of all levels
+    content = model.domain.to_dict()
+    assert Domain.from_dict(content) == model.domain
+    del content["charges_of"]
+    cation.info.update(charge=1, spin=2)
+    Domain.from_dict(content).check(Structure.from_ase(cation), ["ccsdt"])
 
 
 def test_what_cannot_be_had() -> None:

@@ -106,7 +106,8 @@ def arms(recipe: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], list[dict
     anchor = {name: task for name, task in tasks.items() if name != "energy_xtb"}
     anchor["energy_dft"] = {key: value for key, value in anchor["energy_dft"].items() if key != "anchor"}
     whole = sum(stage["max_minutes"] for stage in stages)
-    denoise = {"name": "denoise", "objective": "denoising", "max_minutes": whole / 5}
+    near = ["equilibrium", "relaxed", "md300", "modes"]
+    denoise = {"name": "denoise", "objective": "denoising", "max_minutes": whole / 5, "origins": near}
     alone = {"name": "joint", "max_minutes": whole}
     return {
         "cascade": (tasks, stages),

@@ -72,6 +72,10 @@ def scf_cycles(
             solver.grids.level, solver.conv_tol = level.grid, level.tolerance
             solver.callback = lambda state, cycles=cycles: cycles.append(state["cycle"])
             solver.kernel(dm0=guess)
+            if not solver.converged:
+                raise RuntimeError(
+                    f"the SCF of {record.molecule} from the {name} guess took {len(cycles)} cycles and failed"
+                )
             row |= {f"cycles_{name}": len(cycles), f"energy_{name}_ev": float(solver.e_tot * HARTREE)}
         found.append(row)
     return found

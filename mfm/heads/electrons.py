@@ -11,7 +11,7 @@ from mfm.heads.base import PartSetting
 from mfm.heads.joins import CHARGES, part_bases
 from mfm.nn.charge_state import Charges, ChargeState
 from mfm.nn.moments import polarisation, sum_over_atoms
-from mfm.properties import parse_task
+from mfm.properties import PROPERTIES, parse_task
 
 __all__ = ["ElectronicHeads"]
 
@@ -69,7 +69,7 @@ class ElectronicHeads(nn.Module):
     def forward(
         self, features: tuple[Tensor, Tensor], graph: AtomicGraph, state: Charges | None, tasks: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Values of electronic tasks.
+        """Values of electronic tasks; NaN where a periodic structure cannot have them.
 
         Parameters
         ----------
@@ -89,6 +89,12 @@ class ElectronicHeads(nn.Module):
                 assert state is not None
                 moments[CHARGES] = self._charges(fidelity, features[0], graph, state, charges).charges[:, 0]
             outputs[name] = head.evaluate(moments, graph)
+        is_periodic = graph.pbc.any(dim=1)
+        for name, value in outputs.items():
+            row = PROPERTIES[parse_task(name).property]
+            if row.isolated:
+                hidden = is_periodic if row.per == "structure" else is_periodic.index_select(0, graph.batch)
+                outputs[name] = value.masked_fill(hidden.view(-1, *[1] * (value.dim() - 1)), float("nan"))
         return outputs
 
     def has_dipole(self, fidelity: str) -> bool:

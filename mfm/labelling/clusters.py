@@ -2,7 +2,8 @@
 
 Half of the geometries are contacts: monomers, themselves distorted, in random orientations at 0.8 to 2 times the
 distance at which their van der Waals spheres touch. The others come from GFN2-xTB relaxations of such contacts,
-and from dynamics that start there.
+and from dynamics that start there; where molecules react on the way, as ``[NH4+].[OH-]``
+do, the geometry is not used.
 """
 
 import ase.data
@@ -143,19 +144,23 @@ def sample_cluster(smiles: str, n_samples: int, seed: int) -> list[Sample]:
     zero = sum(cluster.energy(several[0]) for several in cluster.monomers)
     samples: list[Sample] = []
     fingerprints: list[np.ndarray] = []
-    trials = 0
+    trials = reacted = 0
     while len(samples) < n_samples:
         origin = _TURNS[(len(samples) + seed) % len(_TURNS)]
         trials += 1
         if trials > 20 * n_samples:
             raise ValueError(
-                f"`{smiles}` must give {n_samples} distinct geometries, got {len(samples)} in {trials} trials;"
-                " ask for fewer"
+                f"`{smiles}` must give {n_samples} distinct geometries, got {len(samples)} in {trials} trials,"
+                f" in {reacted} of which molecules reacted; ask for fewer, or name what they become"
             )
         try:
             structure = make[origin]()
             excess = cluster.energy(structure) - zero
         except CalculationFailed:
+            continue
+        # contacts are placed monomers, which have been judged
+        if origin != "contact" and not geometries.keeps_bonds(structure, cluster.smiles):
+            reacted += 1
             continue
         mark = geometries.fingerprint(structure)
         if excess < _CAP and all(np.abs(mark - other).max() > 0.01 for other in fingerprints):

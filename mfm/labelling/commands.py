@@ -4,6 +4,7 @@ import argparse
 import logging
 import re
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 def _add_how(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to compute")
     how.add_argument("--workers", type=int, default=1, metavar="N", help="processes, one thread each (default 1)")
-    how.add_argument("--budget", default="1000h", metavar="TIME", help="start no label after this time: 90min, 2h, 1d")
+    how.add_argument("--budget", default="1000h", metavar="TIME", help="start nothing after this time: 90min, 2h, 1d")
     how.add_argument("--limit", type=int, metavar="N", help="start at most this many labels")
     how.add_argument("--job-minutes", type=float, default=15.0, help="time that one label may take (default 15)")
     how.add_argument("--memory", type=float, default=8.0, metavar="GIB", help="memory of a worker (default 8)")
@@ -141,7 +142,7 @@ def _run_label(options: argparse.Namespace) -> int:
     from mfm.labelling.estimates import estimate_run, format_costs
     from mfm.labelling.store import LabelStore
 
-    hours = parse_hours(options.budget)
+    hours, started = parse_hours(options.budget), time.monotonic()
     if options.source is None and not options.out.is_file():
         raise ValueError(f"`mfm label` needs a FILE to label, or a store to go on with; {options.out} is none")
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,9 @@ def _run_label(options: argparse.Namespace) -> int:
             if options.retry:
                 _LOG.info("%d failures are tried again", store.forget_failures())
             if options.source is not None:
-                _LOG.info("%d labels queued", _queue(store, options))
+                _LOG.info("%d labels queued", _queue(store, options, hours))
+        # making geometries has taken its share of the budget
+        hours = max(hours - (time.monotonic() - started) / 3600, 0.0)
         sys.stdout.write(format_costs(estimate_run(store), options.workers, hours))
         sys.stdout.flush()
         if options.dry_run:
@@ -163,7 +166,7 @@ def _run_label(options: argparse.Namespace) -> int:
     return 0
 
 
-def _queue(store: "LabelStore", options: argparse.Namespace) -> int:
+def _queue(store: "LabelStore", options: argparse.Namespace, hours: float) -> int:
     from mfm.labelling.levels import DensityFunctionalLevel, make_request
     from mfm.labelling.plan import read_plan
     from mfm.labelling.prepare import plan_from_list, queue_plan, queue_structures
@@ -174,7 +177,8 @@ def _queue(store: "LabelStore", options: argparse.Namespace) -> int:
             f"FILE must exist, got {options.source}; give SMILES (.smi), a plan (.yaml) or structures"
         )
     if suffix in (".yaml", ".yml"):
-        return queue_plan(store, read_plan(options.source), options.workers)
+        plan = read_plan(options.source)
+        return queue_plan(store, plan, options.workers, memory_gib=options.memory, hours=hours)
     levels, counts = _parse_levels(options.levels, options.geometries)
     extras = [name for name in options.extras.split(",") if name]
     asked = [level for level in levels.values() if isinstance(level, DensityFunctionalLevel)]
@@ -187,7 +191,7 @@ def _queue(store: "LabelStore", options: argparse.Namespace) -> int:
         if level in asked:
             counts |= {f"{name}.{extra}": counts[name] for extra in extras}
     plan = plan_from_list(options.source, store, levels, counts)
-    return queue_plan(store, plan, options.workers, with_atoms)
+    return queue_plan(store, plan, options.workers, with_atoms, options.memory, hours)
 
 
 def _compute(store: "LabelStore", options: argparse.Namespace, hours: float) -> "RunSummary":

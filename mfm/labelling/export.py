@@ -63,7 +63,7 @@ class Export(NamedTuple):
 
     records: list[Record]
     references: dict[str, dict[str, float]]
-    """Fidelity → symbol → energy of the isolated atom, eV."""
+    """Fidelity → symbol → energy of the isolated atom in its lowest state that was labelled, eV."""
     left_out: dict[str, int]
     """``fidelity: reason`` → number of labels."""
 
@@ -127,7 +127,9 @@ def export_records(
         if len(sample.structure) == 1 and sample.structure.charge == 0:
             symbol = ase.data.chemical_symbols[int(sample.structure.atomic_numbers[0])]
             for fidelity, row in rows.items():
-                references[fidelity][symbol] = float(row.values["energy"])
+                # of several spin states the lowest is the ground state
+                energy = float(row.values["energy"])
+                references[fidelity][symbol] = min(energy, references[fidelity].get(symbol, energy))
         elif rows and (base is None or base in rows):
             records.append(_record(sample, rows, names, rules))
     if not records:

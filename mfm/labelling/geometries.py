@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import ase.data
 import numpy as np
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers
@@ -13,15 +14,24 @@ __all__ = [
     "bond_graph",
     "bonds",
     "canonical_smiles",
+    "changed_bond",
     "conformers",
     "fingerprint",
     "fragments",
     "is_in_order",
+    "keeps_bonds",
     "molecule_name",
     "rotatable_dihedrals",
     "side_of_bond",
     "spin_multiplicity",
 ]
+
+_LONGEST_BOND = 1.6
+"""In sums of covalent radii: bonds of GFN2-xTB minima reach 1.41 (N-O in ``NN[OH2+]``), broken ones begin at 1.9."""
+_CLOSEST_PAIR = 1.15
+"""The same for atoms that are not bonded: they come to 1.28 where two atoms share a proton, a new bond is below 1.1."""
+_CLOSEST_ACROSS = 1.0
+"""The same across a four-membered ring, where strained bicycles come to 1.06 (``O1C2OC1O2``)."""
 
 
 def _parse(smiles: str) -> Chem.Mol:
@@ -179,6 +189,64 @@ def bonds(smiles: str) -> np.ndarray:
     """Bonded pairs, (n_bonds, 2), in the atom order of :func:`conformers`."""
     pairs = [(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in _parse(smiles).GetBonds()]
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def changed_bond(structure: Structure, smiles: str) -> str:
+    """What is not as the graph of a SMILES says: a bond that is broken, or two atoms that have formed one.
+
+    For minima: a bond that is stretched on purpose, or a hot frame, may differ and yet be the molecule. Of a cluster
+    each molecule is judged by itself.
+
+    Returns
+    -------
+    str
+        The largest deviation in words; empty if there is none.
+
+    Raises
+    ------
+    ValueError
+        If the structure's atoms are not those of the SMILES in its order, with the hydrogens last.
+
+    Examples
+    --------
+    >>> changed_bond(Structure(np.array([1, 1]), np.array([[0.0, 0, 0], [0, 0, 1.24]])), "[H][H]")
+    'H0-H1 is 1.24 Å long, 2.00 times its covalent radii'
+    """
+    numbers, positions = structure.atomic_numbers, structure.positions
+    if not is_in_order(smiles, numbers):
+        raise ValueError(
+            f"atoms must be those of `{smiles}` in its order with the hydrogens last, got {structure.formula};"
+            " take them from `conformers`, or give the SMILES of this molecule"
+        )
+    molecule = _parse(smiles)
+    bonded = np.asarray(Chem.GetAdjacencyMatrix(molecule), dtype=np.int64)
+    # RDKit gives atoms of different molecules a huge number
+    connected = np.asarray(Chem.GetDistanceMatrix(molecule)) < len(numbers)
+    i, j = np.nonzero(np.triu(connected, 1))
+    radii = ase.data.covalent_radii[numbers]
+    lengths = np.linalg.norm(positions[i] - positions[j], axis=1)
+    ratios = lengths / (radii[i] + radii[j])
+    # across a four-membered ring are two atoms that share two neighbours
+    closest = np.where((bonded @ bonded)[i, j] >= 2, _CLOSEST_ACROSS, _CLOSEST_PAIR)
+    is_bond = bonded[i, j] == 1
+    excess = np.where(is_bond, ratios / _LONGEST_BOND, closest / ratios)
+    if excess.max(initial=0.0) <= 1:
+        return ""
+    k = int(excess.argmax())
+    pair = "-".join(f"{ase.data.chemical_symbols[numbers[a]]}{a}" for a in (int(i[k]), int(j[k])))
+    words = f"{lengths[k]:.2f} Å long" if is_bond[k] else f"no bond, but {lengths[k]:.2f} Å long"
+    return f"{pair} is {words}, {ratios[k]:.2f} times its covalent radii"
+
+
+def keeps_bonds(structure: Structure, smiles: str) -> bool:
+    """Whether a minimum has the bonds of a SMILES and no others: :func:`changed_bond` finds nothing.
+
+    Examples
+    --------
+    >>> keeps_bonds(conformers("OCC", 1, seed=0)[0], "OCC")
+    True
+    """
+    return not changed_bond(structure, smiles)
 
 
 def rotatable_dihedrals(smiles: str) -> list[tuple[int, int, int, int]]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import ase.data
 import numpy as np
 
+from mfm.data.card import DatasetCard
 from mfm.data.records import Record
 from mfm.data.store import Store
 from mfm.fidelity import LevelOfTheory
@@ -45,13 +46,14 @@ def import_labels(store: LabelStore, source: Store) -> ImportSummary:
     Raises
     ------
     ValueError
-        If a level of the file is not known, with all its settings, under its name.
+        If a level of the file is not known, with all its settings, under its name, or the multiplicity of an isolated
+        atom is not known.
     """
     levels = {fidelity: _level(store, fidelity, source) for fidelity in source.fidelities}
     for fidelity, level in levels.items():
         store.add_level(fidelity, level)
     provenance = source.card.provenance | {"imported_from": source.card.name, "imported_digest": source.digest}
-    rows = [*_atoms(source.card.references, levels), *_molecules(source, levels)]
+    rows = [*_atoms(store, source.card, levels), *_molecules(source, levels)]
     added, known = {}, {}
     for fidelity, level in levels.items():
         of_level = [(sample, row) for sample, row in rows if row.level == level.identifier]
@@ -83,16 +85,29 @@ def _described(theory: LevelOfTheory) -> str:
     return f"{theory.label} ({theory.settings or 'no settings'})"
 
 
-def _atoms(
-    references: Mapping[str, Mapping[str, float]], levels: Mapping[str, Level]
-) -> Iterator[tuple[Sample, LabelRow]]:
+def _atoms(store: LabelStore, card: DatasetCard, levels: Mapping[str, Level]) -> Iterator[tuple[Sample, LabelRow]]:
     for fidelity, level in levels.items():
-        for symbol, energy in references.get(fidelity, {}).items():
+        for symbol, energy in card.references.get(fidelity, {}).items():
             numbers = np.array([ase.data.atomic_numbers[symbol]])
-            structure = Structure(numbers, np.zeros((1, 3)), multiplicity=GROUND_STATES[symbol])
+            structure = Structure(numbers, np.zeros((1, 3)), multiplicity=_multiplicity(store, card.name, symbol))
             values = {"energy": np.asarray(energy)}
             row = LabelRow(structure.content_hash(), level.identifier, "ok", values, {}, "", 0.0)
             yield Sample(structure, f"[{symbol}]", "isolated atom"), row
+
+
+def _multiplicity(store: LabelStore, name: str, symbol: str) -> int:
+    """Of a free atom, which a card does not state: what a plan asked for in this store, or the ground state."""
+    atoms = [sample.structure for sample in store.samples_of(f"[{symbol}]", "")]
+    queued = {atom.multiplicity for atom in atoms if len(atom) == 1 and atom.charge == 0}
+    if len(queued) == 1 and (only := queued.pop()) is not None:
+        return only
+    if symbol not in GROUND_STATES:
+        raise ValueError(
+            f"isolated atoms of `{name}` must have a known multiplicity, got {symbol}, which is not among"
+            f" {', '.join(GROUND_STATES)}; first queue a plan that gives it, `atoms: {{{symbol}: ...}}`, with mfm"
+            f" label PLAN.yaml --dry-run --out {store.path}"
+        )
+    return GROUND_STATES[symbol]
 
 
 def _molecules(source: Store, levels: Mapping[str, Level]) -> Iterator[tuple[Sample, LabelRow]]:

@@ -6,9 +6,12 @@ that was killed goes on where it was. What cannot be made is recorded, with the 
 
 import contextlib
 import logging
+import math
 import os
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,9 +21,10 @@ import ase.data
 import ase.io
 from ase.io.formats import UnknownFileTypeError
 
-from mfm.labelling.geometries import canonical_smiles, molecule_name
+from mfm.labelling.geometries import canonical_smiles, molecule_name, spin_multiplicity
 from mfm.labelling.levels import DensityFunctionalLevel, ForceFieldLevel, Level, make_request
 from mfm.labelling.plan import Plan, PlannedMolecule, interleave, isolated_atoms, sample_planned
+from mfm.labelling.processes import start_helper
 from mfm.labelling.sampling import Sample
 from mfm.labelling.store import LabelStore
 from mfm.structure import Structure
@@ -45,7 +49,7 @@ def plan_from_list(path: Path, store: LabelStore, levels: Mapping[str, Level], c
     Raises
     ------
     ValueError
-        If the file holds no molecule at all.
+        If the file holds no molecule at all, or one molecule with two multiplicities.
     """
     found: dict[str, PlannedMolecule] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -60,27 +64,43 @@ def plan_from_list(path: Path, store: LabelStore, levels: Mapping[str, Level], c
         except ValueError as error:
             store.reject(words[0], str(error))
             continue
-        found.setdefault(smiles, PlannedMolecule(smiles, dict(counts), multiplicity=multiplicity))
+        first = found.setdefault(smiles, PlannedMolecule(smiles, dict(counts), multiplicity=multiplicity))
+        states = [state or spin_multiplicity(smiles) for state in (first.multiplicity, multiplicity)]
+        if states[0] != states[1]:
+            raise ValueError(
+                f"{path} must name a molecule with one multiplicity, got `{smiles}` with {states[0]} and {states[1]};"
+                " drop one of the lines, or label the other state into a store of its own"
+            )
     if not found:
         raise ValueError(f"{path} must hold a SMILES on every line, got none that can be used: {store.rejected()}")
     return Plan(0, dict(levels), list(found.values()), {})
 
 
-def queue_plan(store: LabelStore, plan: Plan, n_workers: int, with_atoms: bool = False) -> int:
+def queue_plan(
+    store: LabelStore,
+    plan: Plan,
+    n_workers: int,
+    with_atoms: bool = False,
+    memory_gib: float = 8.0,
+    hours: float = math.inf,
+) -> int:
     """Make the geometries that the store lacks, and queue all labels of the plan; returns the number added.
 
     Parameters
     ----------
     with_atoms : bool
         Also label the isolated atoms of all elements, in their ground states.
+    memory_gib : float
+        Address-space limit of a process that makes geometries.
+    hours : float
+        Geometries of no further molecule are begun after this time; what is made by then is queued.
     """
     for name, level in plan.levels.items():
         store.add_level(name, level)
-    rejected = store.rejected()
-    wanted = [molecule for molecule in plan.molecules if molecule.n_geometries and molecule.smiles not in rejected]
+    wanted = _not_rejected(store, [molecule for molecule in plan.molecules if molecule.n_geometries], plan.seed)
     missing = [m for m in wanted if len(_known(store, m, plan.seed)) < m.n_geometries]
     if missing:
-        _make(store, missing, plan.seed, n_workers)
+        _make(store, missing, plan.seed, n_workers, memory_gib, hours)
     samples = [_known(store, m, plan.seed)[: m.n_geometries] for m in wanted]
     kept = [(molecule, made) for molecule, made in zip(wanted, samples, strict=True) if made]
     if with_atoms:
@@ -89,9 +109,16 @@ def queue_plan(store: LabelStore, plan: Plan, n_workers: int, with_atoms: bool =
     return store.enqueue(interleave(plan, [made for _, made in kept]))
 
 
+def _not_rejected(store: LabelStore, molecules: Sequence[PlannedMolecule], seed: int) -> list[PlannedMolecule]:
+    """Without what gave no geometries before in these ways; another group may make the same molecule otherwise."""
+    sources = [_source(molecule, seed) for molecule in molecules]
+    rejected = {source: store.rejected(source) for source in set(sources)}
+    return [m for m, source in zip(molecules, sources, strict=True) if m.smiles not in rejected[source]]
+
+
 def _known(store: LabelStore, molecule: PlannedMolecule, seed: int) -> list[Sample]:
-    """Geometries of a molecule that the store has; those of unknown source were made in the usual ways."""
-    return store.samples_of(molecule.smiles, _source(molecule, seed), or_unknown=not molecule.origins)
+    """Geometries of a molecule that were made in its way."""
+    return store.samples_of(molecule.smiles, _source(molecule, seed))
 
 
 def _source(molecule: PlannedMolecule, seed: int) -> str:
@@ -118,36 +145,71 @@ def _one_thread() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _make(store: LabelStore, molecules: Sequence[PlannedMolecule], seed: int, n_workers: int) -> None:
+def _make(
+    store: LabelStore,
+    molecules: Sequence[PlannedMolecule],
+    seed: int,
+    n_workers: int,
+    memory_gib: float,
+    hours: float,
+) -> None:
+    """Make the geometries of molecules that need them, until the time is over."""
     _LOG.info("making geometries of %d molecules", len(molecules))
-    with _one_thread(), ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(sample_planned, molecule, seed): molecule for molecule in molecules}
-        for k, job in enumerate(as_completed(jobs), start=1):
-            molecule = jobs[job]
-            message = _keep(store, job, _source(molecule, seed))
-            if message:
-                store.reject(molecule.smiles, message)
-            _LOG.info("%d/%d geometries of %s %s", k, len(jobs), molecule.smiles, message)
+    until, left = time.monotonic() + 3600 * hours, deque(molecules)
+    running: dict[Future[list[Sample]], PlannedMolecule] = {}
+    pool = ProcessPoolExecutor(
+        n_workers, mp_context=get_context("spawn"), initializer=start_helper, initargs=(os.getpid(), memory_gib)
+    )
+    with _one_thread(), pool:
+        while running or (left and time.monotonic() < until):
+            # no more than can run: what waits in the pool could not be taken back when the time is over
+            while left and len(running) < n_workers and time.monotonic() < until:
+                molecule = left.popleft()
+                running[pool.submit(sample_planned, molecule, seed)] = molecule
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                molecule = running.pop(job)
+                message = _keep(store, job, molecule, seed)
+                done = len(molecules) - len(left) - len(running)
+                _LOG.info("%d/%d geometries of %s %s", done, len(molecules), molecule.smiles, message)
+    if left:
+        _LOG.warning(
+            "the budget was spent before the geometries of %d of %d molecules, from `%s` on, were made; the same"
+            " command makes and labels them",
+            *(len(left), len(molecules), left[0].smiles),
+        )
 
 
-def _keep(store: LabelStore, job: "Future[list[Sample]]", source: str) -> str:
-    """Store what was made; the reason if there is nothing."""
+def _keep(store: LabelStore, job: "Future[list[Sample]]", molecule: PlannedMolecule, seed: int) -> str:
+    """Store what was made, or why there is nothing; returns the reason."""
+    source = _source(molecule, seed)
     try:
         samples = job.result()
     except BrokenProcessPool as error:
         raise OSError(
-            "a process that makes geometries was killed; run the same command again: those made so far are kept"
+            f"a process that makes geometries was killed, perhaps over `{molecule.smiles}` and for want of memory; run"
+            " the same command again: those made so far are kept"
         ) from error
     # one molecule must never stop the rest: tight binding, optimiser and RDKit raise what they like
     except Exception as error:  # noqa: BLE001
-        return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        store.reject(molecule.smiles, message, source)
+        return message
     store.add_samples(samples, source)
+    if lacking := molecule.n_geometries - len(_known(store, molecule, seed)):
+        return f"({lacking} fewer than wanted: the store has them from another group or under another name)"
     return ""
 
 
 def _atoms(structures: Iterator[Structure]) -> dict[str, int]:
+    """Multiplicities of the free atoms of all elements, as far as they are known."""
     numbers = {int(z) for structure in structures for z in structure.atomic_numbers}
     symbols = [ase.data.chemical_symbols[z] for z in sorted(numbers)]
+    if unknown := [symbol for symbol in symbols if symbol not in GROUND_STATES]:
+        _LOG.warning(
+            "isolated atoms of %s are not labelled, so that their energies have no reference: mfm does not know the"
+            " multiplicities of their ground states; give them in a plan, such as `atoms: {%s: 1}`, for the same store",
+            *(", ".join(unknown), unknown[0]),
+        )
     return {symbol: GROUND_STATES[symbol] for symbol in symbols if symbol in GROUND_STATES}
 
 

@@ -25,6 +25,8 @@ __all__ = ["Progress", "RunSummary", "label"]
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 3
 """Workers that a job may lose, and starts in a row that may fail."""
+_START_LIMIT = 120.0
+"""Seconds that a worker may take until it says that it is ready; on an idle machine it takes one."""
 _REPORT_EVERY = 1.0
 """Seconds between lines of progress."""
 
@@ -241,6 +243,8 @@ class _Supervisor:
             answer = Answer("failed", {}, {}, text, time.monotonic() - worker.started)
             self.progress.record(worker.job, answer, worker.provenance or {})
             return False
+        elif worker.provenance is None and time.monotonic() - worker.started > _START_LIMIT:
+            return self._not_started(f"worker not ready after {_START_LIMIT:g} s")
         return True
 
     def _died(self, worker: _Worker) -> bool:
@@ -248,10 +252,16 @@ class _Supervisor:
         if worker.job is not None:
             self.progress.lost(worker.job, reason, time.monotonic() - worker.started, worker.provenance or {})
         elif worker.provenance is None:
-            self.failed_starts += 1
-            if self.failed_starts == _ATTEMPTS:
-                raise ValueError(
-                    f"a worker must start, got {_ATTEMPTS} in a row that did not: {reason}; run"
-                    " `python -m mfm.labelling.worker 0 8` by hand to see why"
-                )
+            return self._not_started(reason)
+        return False
+
+    def _not_started(self, reason: str) -> bool:
+        """Count a worker that never became ready, which is to be replaced; too many in a row end the run."""
+        self.failed_starts += 1
+        if self.failed_starts == _ATTEMPTS:
+            raise ValueError(
+                f"a worker must start, got {_ATTEMPTS} in a row that did not: {reason}; run"
+                " `python -m mfm.labelling.worker 0 8` by hand to see why"
+            )
+        _LOG.warning("%s; another one is started", reason)
         return False

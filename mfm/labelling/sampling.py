@@ -69,7 +69,14 @@ class _Sampler:
     def _relax(self, structure: Structure) -> tuple[Structure, float]:
         atoms = attach_calculator(structure, self.level)
         BFGS(atoms, logfile=None).run(fmax=0.005, steps=300)
-        return self._of(atoms.positions, structure), float(atoms.get_potential_energy())
+        relaxed = self._of(atoms.positions, structure)
+        # ions and radicals may fall apart, close a ring or move a proton on the way
+        if changed := geometries.changed_bond(relaxed, self.smiles):
+            raise ValueError(
+                f"`{self.smiles}` must keep its bonds when GFN2-xTB relaxes it, got another molecule: {changed}; give"
+                " the SMILES of what it becomes (`A.B` if it falls apart), or its geometries in a file (.xyz)"
+            )
+        return relaxed, float(atoms.get_potential_energy())
 
     @staticmethod
     def _of(positions: np.ndarray, like: Structure) -> Structure:
@@ -224,7 +231,8 @@ def sample_molecule(
     Raises
     ------
     ValueError
-        If a generator finds no acceptable, distinct geometry in 200 trials.
+        If a conformer becomes another molecule when it is relaxed, or a generator finds no acceptable, distinct
+        geometry in 200 trials.
     """
     check_origins(origins)
     sampler = _Sampler(smiles, seed, multiplicity)

@@ -7,7 +7,6 @@ being written when a process is killed.
 
 import contextlib
 import dataclasses
-import io
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import filelock
 import numpy as np
 
 from mfm.labelling.levels import Level, base_identifier, level_from_record
+from mfm.labelling.packing import pack_arrays, pack_structure, unpack_arrays, unpack_structure
 from mfm.labelling.sampling import Sample
 from mfm.structure import Structure
 
@@ -38,6 +38,8 @@ CREATE TABLE IF NOT EXISTS labels (
     created TEXT NOT NULL DEFAULT (datetime('now')), PRIMARY KEY (hash, level));
 CREATE TABLE IF NOT EXISTS rejected (
     molecule TEXT PRIMARY KEY, message TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rejected_sources (
+    molecule TEXT NOT NULL, source TEXT NOT NULL, message TEXT NOT NULL, PRIMARY KEY (molecule, source));
 CREATE INDEX IF NOT EXISTS structures_by_molecule ON structures (molecule);
 """
 _ADDED_COLUMNS = ("parent", "source")
@@ -78,19 +80,6 @@ class LabelRow(NamedTuple):
     flags: dict[str, float]
     message: str
     seconds: float
-
-
-def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
-def _unpack(data: bytes | None) -> dict[str, np.ndarray]:
-    if data is None:
-        return {}
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
 
 
 class LabelStore:
@@ -212,24 +201,21 @@ class LabelStore:
         return {identifier: level_from_record(identifier, settings) for identifier, settings in rows}
 
     def add_samples(self, samples: Iterable[Sample], source: str = "") -> None:
-        """Keep geometries without queueing anything; `source` says what made them."""
+        """Keep geometries, in their order, without queueing anything; `source` says what made them.
+
+        Those that the store has from an import, which does not know what made them, get the source and the parent.
+        """
         with self._transaction() as connection:
             _insert_samples(connection, samples, source)
 
-    def samples_of(self, molecule: str, source: str, or_unknown: bool = False) -> list[Sample]:
-        """Geometries of a molecule from one source, in their order.
-
-        Parameters
-        ----------
-        or_unknown : bool
-            Also those whose source is not known: stores of the first version did not record it.
-        """
+    def samples_of(self, molecule: str, source: str) -> list[Sample]:
+        """Geometries of a molecule from one source, in their order."""
         rows = self._connection.execute(
-            "SELECT molecule, origin, geometry, parent FROM structures WHERE molecule = ? AND source IN (?, ?)"
+            "SELECT molecule, origin, geometry, parent FROM structures WHERE molecule = ? AND source = ?"
             " ORDER BY rowid",
-            (molecule, source, "" if or_unknown else source),
+            (molecule, source),
         )
-        return [Sample(_structure(geometry), name, origin, parent) for name, origin, geometry, parent in rows]
+        return [Sample(unpack_structure(geometry), name, origin, parent) for name, origin, geometry, parent in rows]
 
     def enqueue(self, jobs: Sequence[tuple[Sample, str]]) -> int:
         """Append (sample, key of the request) to the queue, in order; those already there are skipped.
@@ -263,7 +249,7 @@ class LabelStore:
             "SELECT q.hash, q.level, s.geometry, s.origin, s.molecule FROM queue q JOIN structures s ON s.hash = q.hash"
             " LEFT JOIN labels l ON l.hash = q.hash AND l.level = q.level WHERE l.hash IS NULL ORDER BY q.position"
         )
-        return [Job(key, level, _structure(geometry), *rest) for key, level, geometry, *rest in rows]
+        return [Job(key, level, unpack_structure(geometry), *rest) for key, level, geometry, *rest in rows]
 
     def counts(self) -> dict[tuple[str, str], int]:
         """(fidelity, status) → number of labels."""
@@ -295,19 +281,32 @@ class LabelStore:
                 added += _insert_label(connection, row, number, or_ignore=True)
         return added
 
-    def reject(self, molecule: str, message: str) -> None:
-        """Record that a molecule gives no geometries, and why."""
+    def reject(self, molecule: str, message: str, source: str = "") -> None:
+        """Record that a molecule gives no geometries from a source, or from none at all, and why."""
         with self._transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO rejected VALUES (?, ?)", (molecule, message))
+            if source:
+                connection.execute(
+                    "INSERT OR REPLACE INTO rejected_sources VALUES (?, ?, ?)", (molecule, source, message)
+                )
+            else:
+                connection.execute("INSERT OR REPLACE INTO rejected VALUES (?, ?)", (molecule, message))
 
-    def rejected(self) -> dict[str, str]:
-        """Molecule → why it has no geometries."""
-        return dict(self._connection.execute("SELECT molecule, message FROM rejected ORDER BY rowid"))
+    def rejected(self, source: str | None = None) -> dict[str, str]:
+        """Molecule → why it has no geometries: from this source, or from any if none is named."""
+        found = dict(self._connection.execute("SELECT molecule, message FROM rejected ORDER BY rowid"))
+        # stores of mfm 0.1, opened to be read, lack this table
+        if self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'rejected_sources'").fetchone():
+            found |= self._connection.execute(
+                "SELECT molecule, message FROM rejected_sources WHERE source = ? OR ? IS NULL ORDER BY rowid",
+                (source, source),
+            )
+        return found
 
     def forget_failures(self) -> int:
         """Remove failures, so that the next run tries them again; returns how many there were."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM rejected")
+            connection.execute("DELETE FROM rejected_sources")
             return connection.execute("DELETE FROM labels WHERE status = 'failed'").rowcount
 
     def labels(self, level: str) -> Iterator[LabelRow]:
@@ -317,7 +316,7 @@ class LabelStore:
             (level,),
         )
         for key, name, status, data, flags, message, seconds in rows:
-            yield LabelRow(key, name, status, _unpack(data), json.loads(flags), message, seconds)
+            yield LabelRow(key, name, status, unpack_arrays(data), json.loads(flags), message, seconds)
 
     def request_keys(self) -> list[str]:
         """Every key that queue or labels name, those with extras after those without."""
@@ -330,7 +329,7 @@ class LabelStore:
             "SELECT l.level, s.geometry, l.seconds FROM labels l JOIN structures s ON s.hash = l.hash"
             " WHERE l.status = 'ok'"
         )
-        return [(level, _structure(geometry), taken) for level, geometry, taken in rows]
+        return [(level, unpack_structure(geometry), taken) for level, geometry, taken in rows]
 
     def failures(self) -> list[tuple[str, str, str]]:
         """Molecule, key and message of every failed label."""
@@ -348,7 +347,7 @@ class LabelStore:
             " JOIN queue q ON q.hash = s.hash GROUP BY s.hash ORDER BY min(q.position)"
         )
         return {
-            key: Sample(_structure(geometry), molecule, origin, parent)
+            key: Sample(unpack_structure(geometry), molecule, origin, parent)
             for key, molecule, origin, geometry, parent in rows
         }
 
@@ -358,19 +357,16 @@ class LabelStore:
 
 
 def _insert_samples(connection: sqlite3.Connection, samples: Iterable[Sample], source: str) -> None:
+    """Add structures; one that came without a source, such as from a file, is put in its place among those made now."""
     for sample in samples:
-        structure = sample.structure
-        geometry = _pack(
-            {
-                "atomic_numbers": structure.atomic_numbers,
-                "positions": structure.positions,
-                "charge_multiplicity": np.array([structure.charge, structure.multiplicity]),
-            }
-        )
+        key = sample.structure.content_hash()
+        if source:
+            # the order of rows is that in which geometries were made, and a plan chooses by it
+            connection.execute("DELETE FROM structures WHERE hash = ? AND source = ''", (key,))
         connection.execute(
             "INSERT OR IGNORE INTO structures (hash, molecule, origin, geometry, parent, source)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            (structure.content_hash(), sample.molecule, sample.origin, geometry, sample.parent, source),
+            (key, sample.molecule, sample.origin, pack_structure(sample.structure), sample.parent, source),
         )
 
 
@@ -382,15 +378,9 @@ def _provenance_id(connection: sqlite3.Connection, provenance: Mapping[str, str]
 
 
 def _insert_label(connection: sqlite3.Connection, row: LabelRow, provenance: int, or_ignore: bool = False) -> int:
-    data = _pack(row.values) if row.values else None
+    data = pack_arrays(row.values) if row.values else None
     return connection.execute(
         f"INSERT {'OR IGNORE ' if or_ignore else ''}INTO labels"
         " (hash, level, status, data, flags, message, seconds, provenance) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (row.hash, row.level, row.status, data, json.dumps(row.flags), row.message, row.seconds, provenance),
     ).rowcount
-
-
-def _structure(geometry: bytes) -> Structure:
-    arrays = _unpack(geometry)
-    charge, multiplicity = arrays["charge_multiplicity"].tolist()
-    return Structure(arrays["atomic_numbers"], arrays["positions"], charge=charge, multiplicity=multiplicity)

@@ -23,6 +23,7 @@ from mfm.labelling.dft import label_dft
 from mfm.labelling.force_field import label_mmff
 from mfm.labelling.levels import CompositeLevel, CoupledClusterLevel, DensityFunctionalLevel, ForceFieldLevel, Request
 from mfm.labelling.molecule import Labels
+from mfm.labelling.processes import follow_parent, limit_memory
 from mfm.labelling.store import Answer, Job
 from mfm.labelling.xtb import label_xtb
 
@@ -125,25 +126,6 @@ def provenance() -> dict[str, str]:
     }
 
 
-def limit_memory(gibibytes: float) -> None:
-    """Bound the address space of this process, and tell PySCF to plan with three quarters of it."""
-    limit = int(gibibytes * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    os.environ["PYSCF_MAX_MEMORY"] = str(int(750 * gibibytes))
-
-
-def _follow_parent() -> None:
-    """End this process soon after its supervisor has died: an orphan would only take time from the next run."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def serve(connection: Connection) -> None:
     """Answer jobs until the other end closes."""
     # when the supervisor has gone, the next run computes again what was in flight
@@ -156,7 +138,7 @@ def serve(connection: Connection) -> None:
 
 def main() -> None:
     """Entry point: socket descriptor and address-space limit (GiB) come as arguments."""
-    _follow_parent()
+    follow_parent(os.getppid())
     limit_memory(float(sys.argv[2]))
     serve(Connection(int(sys.argv[1])))
 

@@ -36,8 +36,9 @@ def long_range_energy(
     particles : Particles
         All atoms of the graph.
     graph : AtomicGraph
-        Gives cells and periodicity. A field ``reference_cell`` (n_structures, 3, 3), if there is one, sets the mesh, so
-        that it stays the same while the cell breathes.
+        Gives cells and periodicity. Fields ``reference_cell`` (n_structures, 3, 3) and, of slabs, ``slab_length``
+        (n_structures,), Å, if there are, set the mesh, so that it stays the same while a cell breathes or a slab's
+        atoms move along its normal.
     k_cutoff : float, Å⁻¹
         End of the exact sum in reciprocal space, :data:`WIDEST_WAVE` over the smallest width; sets the mesh too.
     mesh_above : int
@@ -64,7 +65,9 @@ def long_range_energy(
             0, (~is_periodic).nonzero().squeeze(1), direct_sum(kernel, molecules, int((~is_periodic).sum()))
         )
     lattice_particles, chosen = _restrict(particles, is_periodic)
-    lattice = make_lattice(lattice_particles, graph.cell.double()[chosen], graph.pbc[chosen])
+    slab_length = graph.get("slab_length")
+    slab_length = None if slab_length is None else slab_length.double()[chosen]
+    lattice = make_lattice(lattice_particles, graph.cell.double()[chosen], graph.pbc[chosen], slab_length)
     if kernel == "dispersion" and bool(lattice.is_slab.any()):
         raise ValueError(
             "long-range dispersion needs three periodic directions or none, got a slab; make it periodic in all"

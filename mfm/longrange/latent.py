@@ -30,7 +30,8 @@ class LatentEwaldConfig(Config):
 
     name: Literal["latent_ewald"] = "latent_ewald"
     fidelities: Literal["shared", "scaled", "own"] = "shared"
-    """Whether all fidelities have the same charges, the same up to a factor, or charges of their own."""
+    """Whether all fidelities have the same charges and energy, the same charges with an energy times a learned factor
+    each, or charges of their own."""
     own_charges: bool = False
     """Whether atoms have charges beside what neighbours pass on and the share of the total charge; needed where ions
     of opposite charge are far apart."""
@@ -72,6 +73,9 @@ class LongRange(NamedTuple):
     energies: Tensor
     """(n_structures,), eV, float64."""
     state: Charges
+    """The physical ones: channel 0 adds up to the total charge, whatever a fidelity makes of the energy."""
+    in_field: Tensor | None = None
+    """(n_structures,), eV, float64: −P·F of the polarisation reported, if there is a field."""
 
 
 class LatentEwald(nn.Module):
@@ -137,6 +141,13 @@ class LongRangeOfTasks(nn.Module):
         if config.fidelities == "scaled":
             self.factors.update({task: nn.Parameter(torch.ones(())) for task in tasks})
 
+    def largest_width(self, elements: Sequence[int]) -> float:
+        """Largest σ of some elements, Å, at any fidelity."""
+        return max(float(owner.widths()[list(elements)].max()) for owner in self._owners())
+
+    def _owners(self) -> list[LatentEwald]:
+        return [owner for owner in self.owners.values() if isinstance(owner, LatentEwald)]
+
     @property
     def shared_state(self) -> ChargeState | None:
         """Where all energies have their charges from; None if each has its own."""
@@ -163,11 +174,7 @@ class LongRangeOfTasks(nn.Module):
         shared: LongRange = self.owners["all"](scalars, graph, with_dipoles, state)
         if self.fidelities == "shared":
             return dict.fromkeys(tasks, shared)
-        return {task: self._scaled(shared, self.factors[task].double()) for task in tasks}
-
-    @staticmethod
-    def _scaled(shared: LongRange, factor: Tensor) -> LongRange:
-        """The charges times a factor: screened or enhanced, but still conserved up to that factor."""
-        charges, dipoles, own, residual = shared.state
-        dipoles = None if dipoles is None else factor * dipoles
-        return LongRange(factor.square() * shared.energies, Charges(factor * charges, dipoles, factor * own, residual))
+        # the square of the factor, as if charges were screened; those reported are not, since they must add up
+        return {
+            task: shared._replace(energies=self.factors[task].double().square() * shared.energies) for task in tasks
+        }

@@ -17,6 +17,7 @@ from mfm.longrange.kernels import Kernel, fourier, smooth_window
 from mfm.units import COULOMB_CONSTANT
 
 __all__ = [
+    "SLAB_MARGIN",
     "Lattice",
     "check_periodicity",
     "fractional",
@@ -77,7 +78,7 @@ def check_periodicity(pbc: Tensor, cell: Tensor) -> None:
         )
 
 
-def make_lattice(particles: Particles, cell: Tensor, pbc: Tensor) -> Lattice:
+def make_lattice(particles: Particles, cell: Tensor, pbc: Tensor, slab_length: Tensor | None = None) -> Lattice:
     """Cells to sum periodic structures in.
 
     Parameters
@@ -87,6 +88,9 @@ def make_lattice(particles: Particles, cell: Tensor, pbc: Tensor) -> Lattice:
     cell : (n_structures, 3, 3), Å, float64
     pbc : (n_structures, 3), bool
         Two or three of each row are true.
+    slab_length : (n_structures,), Å, optional
+        Of the third vector of the slabs' cells, used where it is long enough. Energies do not depend on it, but meshes
+        do: a run in which it stays the same does not jump as atoms move along the normal.
     """
     is_slab = ~pbc.all(dim=1)
     if bool(is_slab.any()):
@@ -99,6 +103,8 @@ def make_lattice(particles: Particles, cell: Tensor, pbc: Tensor) -> Lattice:
         lowest = heights.new_full((len(pbc),), -math.inf)
         top, bottom = (lowest.scatter_reduce(0, particles.structures, x, "amax") for x in (heights, -heights))
         length = 2.0 * (top + bottom + SLAB_MARGIN * particles.widths.detach().max())
+        if slab_length is not None:
+            length = torch.maximum(length, slab_length)
         third = torch.where(is_slab[:, None], normal * length[:, None], cell[:, 2])
         cell = torch.stack([cell[:, 0], cell[:, 1], third], dim=1)
     return Lattice(cell, torch.linalg.inv(cell), torch.linalg.det(cell).abs(), is_slab)

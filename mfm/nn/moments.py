@@ -39,8 +39,8 @@ def polarisation(state: Charges, graph: AtomicGraph) -> Tensor:
 
     Charge that neighbours pass on contributes −½ Σ_ij t_ij r_ij, which holds differences of positions only and is the
     same whatever cell an atom is written in. What is left, the atoms' own charges and shares q⁰ of a net charge, counts
-    as Σ_i q⁰_i r_i with the positions as they are given: unwrapped ones, if atoms with a charge of their own move
-    through a periodic cell.
+    as Σ_i q⁰_i r_i with the positions as they are given. In a periodic structure that depends on the images chosen, and
+    so do its slopes: :func:`mfm.longrange.response.check_polarisation` refuses them.
 
     Parameters
     ----------

@@ -81,7 +81,11 @@ def keep_settings(layout: Layout, config: Config, may_grow: set[str], prepare: C
     """
     common = json.loads(config.model_dump_json(exclude=may_grow))
     if layout.study.exists():
-        then, now = flatten(json.loads(layout.study.read_text(encoding="utf-8"))), flatten(common)
+        written = json.loads(layout.study.read_text(encoding="utf-8"))
+        defaults = {name: field.get_default() for name, field in type(config).model_fields.items()}
+        # a setting that came later is as if it had been written: models then had what is its default now
+        added = {name: common[name] for name in common.keys() - written.keys() if common[name] == defaults[name]}
+        then, now = flatten({**written, **added}), flatten(common)
         changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
         if changed:
             raise ValueError(

@@ -113,6 +113,8 @@ class StageCallback(lightning.Callback):
         self._log_every = log_every
         self._save_every = save_every
         self._stop_after = stop_after
+        self.validate_first = False
+        """Whether to validate before the first step too."""
         self._due = 0.0
         self._saved = time.monotonic()
         self._window = (0, 0.0)
@@ -133,6 +135,8 @@ class StageCallback(lightning.Callback):
             disable=None if pl_module.ranks.writes else True,
             bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining}{postfix}",
         )  # fmt: skip
+        if self.validate_first and pl_module.clock.step == 0:
+            self._run_validation(pl_module, 0.0)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int

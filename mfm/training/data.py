@@ -59,6 +59,15 @@ class RunData:
     """Records at the end of `train` that are replayed from the parent's data."""
     replay_share: float = 0.0
     """Share of the structures of an epoch that are replayed."""
+    structures: Store | None = None
+    """The training part with the structures that carry no label of the tasks, to denoise; as `train` if not given."""
+
+    @property
+    def digest(self) -> str:
+        """Of all that is trained on."""
+        if self.structures is None:
+            return self.train.digest
+        return f"{self.train.digest}+{self.structures.digest}"
 
     @property
     def new(self) -> Store:
@@ -132,7 +141,8 @@ def prepare_data(config: DataConfig, tasks: Sequence[str], inherited: Collection
     train = train.subset(parts["train"])
     # also levels whose tasks were left out since: a resumed run must find the records that the run began with
     fidelities = {parse_task(task).fidelity for task in (*tasks, *inherited)}
-    train = _labelled(train, fidelities)
+    whole, train = train, _labelled(train, fidelities)
+    structures = whole if config.n_train is None and len(whole) > len(train) else None
     valid, test = (None if store is None else _labelled(store, fidelities) for store in (valid, test))
     if config.n_train is not None:
         train = _draw(train, config.n_train, config.seed)
@@ -143,7 +153,7 @@ def prepare_data(config: DataConfig, tasks: Sequence[str], inherited: Collection
                 " leave the task out, or name the level of a foreign file with `data.fidelity`"
             )
     if config.replay is None:
-        return RunData(train, valid, test)
+        return RunData(train, valid, test, structures=structures)
     if not inherited:
         raise ValueError("`data.replay` is for a model that starts from another one; give its checkpoint (`--from`)")
     replayed = _replayed(config.replay, inherited)
@@ -151,7 +161,7 @@ def prepare_data(config: DataConfig, tasks: Sequence[str], inherited: Collection
     bases = merge_bases(train.card.density_bases, replayed.card.density_bases)
     card = train.card.replace(levels=levels, density_bases=bases)
     both = Store.from_records(itertools.chain(train, replayed), card)
-    return RunData(both, valid, test, len(replayed), config.replay.share)
+    return RunData(both, valid, test, len(replayed), config.replay.share, structures)
 
 
 def _replayed(config: ReplayConfig, tasks: Collection[str]) -> Store:
@@ -229,10 +239,22 @@ def fit_domain(
         scale=_scale(store, [parse_task(name).fidelity for name in energies], references),
         average_neighbours=_average_neighbours(store, cutoff),
         charges=tuple(sorted({charge for charge, _ in store.charge_states})),
+        charges_of=charges_by_level(store, tasks),
         multiplicities=tuple(sorted({multiplicity for _, multiplicity in store.charge_states})),
         atomic_numbers=tuple(store.elements),
         density_bases=wanted_bases(store, tasks),
     )
+
+
+def charges_by_level(store: Store, tasks: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Fidelity of the tasks → total charges of the structures with a label at that level; not of levels without any."""
+    found = {}
+    for fidelity in dict.fromkeys(parse_task(task).fidelity for task in tasks):
+        labels = [label for label in store.labels if parse_task(label).fidelity == fidelity]
+        labelled = np.any([np.zeros(len(store), dtype=bool), *(store.coverage(label) for label in labels)], axis=0)
+        if labelled.any():
+            found[fidelity] = tuple(int(charge) for charge in np.unique(store.charges[labelled]))
+    return found
 
 
 def wanted_bases(store: Store, tasks: Collection[str]) -> dict[str, DensityBasis]:
@@ -317,29 +339,36 @@ def stage_sampler(
     replayed: tuple[np.ndarray, float] | None = None,
     ranks: Ranks = ALONE,
 ) -> AtomBudgetBatchSampler:
-    """Batches of a stage; with `ratios`, fidelities in a stated mixture.
+    """Batches of a stage; with `ratios` or `temperature`, fidelities in a stated mixture.
 
     Parameters
     ----------
+    tasks : sequence of str
+        Those of the stage. Ratios of other levels count in other stages; of one level there is nothing to mix.
     replayed : (mask, float), optional
         Which records are replayed, and their share of an epoch.
     ranks : Ranks, optional
         Processes that the batches are for.
     """
-    groups, ratios = None, config.ratios
+    groups: dict[str, np.ndarray] | None = None
+    ratios, temperature = None, None
+    fidelities = dict.fromkeys(parse_task(task).fidelity for task in tasks)
     if replayed is not None:
         mask, share = replayed
         groups, ratios = {"new": ~mask, "replayed": mask}, {"new": 1.0 - share, "replayed": share}
-    elif ratios is not None:
-        groups = {parse_task(task).fidelity: np.zeros(len(store), dtype=bool) for task in tasks}
+    elif len(fidelities) > 1 and (config.ratios is not None or config.temperature is not None):
+        groups = {fidelity: np.zeros(len(store), dtype=bool) for fidelity in fidelities}
         for task in tasks:
             groups[parse_task(task).fidelity] |= store.coverage(task)
+        ratios = None if config.ratios is None else {fidelity: config.ratios[fidelity] for fidelity in fidelities}
+        temperature = config.temperature
     return AtomBudgetBatchSampler(
         store.n_atoms,
         config.atoms,
         max_structures=config.structures,
         groups=groups,
         ratios=ratios,
+        temperature=temperature,
         seed=seed,
         rank=ranks.rank,
         world_size=ranks.size,

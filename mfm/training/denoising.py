@@ -9,6 +9,8 @@ the target; left in, the loss could not fall below 2/N of the noise's variance f
 """
 
 import dataclasses
+import itertools
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mfm.backbones.base import Features
+from mfm.data.geometry_index import GeometryIndex
 from mfm.data.opening import open_dataset
 from mfm.data.store import Store
 from mfm.graph import AtomicGraph, Structure, build_graph
@@ -33,6 +36,8 @@ __all__ = [
     "structures_to_denoise",
     "visible_part",
 ]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_NOISE = 0.04
 """Å; about what thermal motion displaces atoms by (Zaidi et al.)."""
@@ -145,23 +150,53 @@ def denoising_term(predicted: Tensor, graph: AtomicGraph, weight: float = 1.0) -
     return LossTerm((squares / sizes[owners]).sum(), (sizes > 0).sum().to(squares.dtype), weight)
 
 
-def structures_to_denoise(data: RunData, source: str | None) -> Store:
-    """Records whose structures a stage denoises: the training set's, or another dataset's.
+def structures_to_denoise(data: RunData, source: str | None, origins: Sequence[str] | None = None) -> Store:
+    """Records whose structures a stage denoises: those of the training part, or of another dataset.
 
-    Of another dataset, molecules that it or the run holds out are left out.
+    Of another dataset, what it or the run holds out is left out: whole molecules, or, where the run itself has a
+    molecule on both sides, its geometries. Elements that no label tells anything of are left out too.
+
+    Parameters
+    ----------
+    source : str, optional
+        Another dataset.
+    origins : sequence of str, optional
+        Only structures that were made in one of these ways.
 
     Raises
     ------
     ValueError
-        If nothing is left.
+        If an origin is unknown or nothing is left.
     """
-    if source is None:
-        return data.train
-    store = open_dataset(source)
-    held_out = set(store.card.test_molecules) | set(data.train.card.test_molecules)
-    for part in (data.valid, data.test):
-        held_out |= set() if part is None else set(part.molecules.tolist())
-    kept = np.flatnonzero(~np.isin(store.molecules, sorted(held_out - {""})))
-    if not len(kept):
-        raise ValueError(f"every molecule of `{source}` is held out by the run; name other `structures` to denoise")
-    return store.subset(kept)
+    where = "the training part" if source is None else f"`{source}`"
+    store = (data.structures or data.train) if source is None else _not_held_out(open_dataset(source), data, source)
+    if origins is not None:
+        unknown = sorted(set(origins) - set(store.origins.tolist()))
+        if unknown:
+            known = ", ".join(sorted(set(store.origins.tolist()) - {""})) or "none"
+            raise ValueError(f"`origins` must be of those that {where} has, {known}; got `{unknown[0]}`")
+        store = store.subset(np.flatnonzero(np.isin(store.origins, list(origins))))
+    elements = store.elements
+    foreign = [column for column, element in enumerate(elements) if element not in data.train.elements]
+    usable = ~(store.composition(elements)[:, foreign] > 0).any(axis=1)
+    if not usable.any():
+        raise ValueError(f"{where} has no structure of the training labels' elements; name other `structures`")
+    if not usable.all():
+        logger.info("%d structures have elements without labels and are not denoised", int((~usable).sum()))
+    return store if usable.all() else store.subset(np.flatnonzero(usable))
+
+
+def _not_held_out(store: Store, data: RunData, source: str) -> Store:
+    parts = [part for part in (data.valid, data.test) if part is not None]
+    tested = {name for part in parts for name in part.molecules.tolist()} - {""}
+    shared = tested & set(data.train.molecules.tolist())
+    away = set(store.card.test_molecules) | set(data.train.card.test_molecules) | tested - shared
+    kept = ~np.isin(store.molecules, sorted(away - {""}))
+    if any(part.molecules[row] in shared | {""} for part in parts for row in range(len(part))):
+        index = GeometryIndex()
+        for number, record in enumerate(itertools.chain.from_iterable(parts)):
+            index.add(record.structure, number)
+        kept &= ~np.array([bool(index.find(record.structure)) for record in store], dtype=bool)
+    if not kept.any():
+        raise ValueError(f"all of `{source}` is held out by the run; name other `structures` to denoise")
+    return store.subset(np.flatnonzero(kept))

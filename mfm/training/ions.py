@@ -15,11 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from mfm.data.records import Record
 from mfm.data.store import Store
-from mfm.graph import AtomicGraph, build_graph
+from mfm.graph import AtomicGraph, build_graph, neighbour_list
 from mfm.longrange.base import Particles
 from mfm.longrange.energy import WIDEST_WAVE, long_range_energy
 from mfm.longrange.latent import LatentEwald
@@ -48,6 +50,8 @@ _RANK = 1e-6
 _MISSING = 0.05
 """e: most that own charges of the elements may lack to a total charge."""
 _REPETITIONS = 100
+_MOST_CHARGED = 200
+"""Charged structures that are searched for separate parts."""
 _MIDDLE = 2.2
 """Electronegativity of hydrogen, between metals and their partners."""
 
@@ -80,15 +84,41 @@ def start_from_ions(model: MFMModel, store: Store) -> None:
     total charges of the training set, if that can be: a few molecular ions that are in it by themselves then have
     theirs from the first step.
 
-    Does nothing for a model whose atoms have no own charges.
+    Does nothing for a model whose atoms have no own charges, but warns if structures tell that they need some: the
+    total charge of fragments that are beyond each other's reach is shared by all their atoms then.
     """
     config = model.config.long_range
-    if config is None or not config.own_charges:
+    if config is None:
+        return
+    if not config.own_charges:
+        fragments = _charged_fragments(store, model.cutoff)
+        if fragments is not None:
+            logger.warning(
+                "%s with charge %+d has parts more than the cutoff of %.3g Å apart. Without `long_range.own_charges`"
+                " all of its atoms share that charge, however far they are from the ion; switch it on",
+                *fragments,
+            )
         return
     assert model.long_range is not None
     owners = [owner for owner in model.long_range.owners.values() if isinstance(owner, LatentEwald)]
     if not _start_from_forces(model, store, owners):
         _start_from_totals(store, [owner.state for owner in owners])
+
+
+def _charged_fragments(store: Store, cutoff: float) -> tuple[str, int, float] | None:
+    """Formula and charge of a charged structure in two or more parts, and the cutoff; None if there is none.
+
+    At most 200 charged structures are looked at, spread evenly.
+    """
+    charged = np.flatnonzero(store.charges)
+    chosen = charged[np.unique(np.linspace(0, len(charged) - 1, min(len(charged), _MOST_CHARGED)).astype(int))]
+    for row in chosen:
+        structure = store[int(row)].structure
+        senders, receivers = neighbour_list(structure, cutoff)[0]
+        edges = coo_array((np.ones(len(senders)), (senders, receivers)), shape=(len(structure), len(structure)))
+        if connected_components(edges, directed=False, return_labels=False) > 1:
+            return structure.formula, structure.charge, cutoff
+    return None
 
 
 def _start_from_forces(model: MFMModel, store: Store, owners: list[LatentEwald]) -> bool:

@@ -6,6 +6,7 @@ import pydantic
 
 from mfm.config import Config
 from mfm.model import ModelConfig
+from mfm.properties import parse_task
 from mfm.training.schedule import Budget
 
 __all__ = [
@@ -76,7 +77,21 @@ class BatchConfig(Config):
     atoms: int = pydantic.Field(1024, gt=0)
     """Most atoms in a batch; bounds the memory."""
     ratios: dict[str, float] | None = None
-    """Fidelity to the share of draws that must carry its labels; by the number of labels if not given."""
+    """Fidelity to the share of draws that must carry its labels, in stages that train several of them; by the number of
+    labels if not given."""
+    temperature: float | None = pydantic.Field(None, ge=1)
+    """In place of `ratios`: shares in proportion to the number of labels to the power 1/temperature. 1 draws by their
+    number; the larger it is, the more alike the shares."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_mixture(self) -> "BatchConfig":
+        if self.ratios is not None and self.temperature is not None:
+            raise ValueError("give `ratios` or `temperature`, not both: each says how fidelities are mixed")
+        if self.ratios is not None and min(self.ratios.values(), default=1.0) <= 0.0:
+            raise ValueError(
+                f"`ratios` must be positive, got {self.ratios}; leave a level out of a stage by its `tasks`"
+            )
+        return self
 
 
 class OptimizerConfig(Config):
@@ -129,7 +144,9 @@ class StageConfig(Config):
     noise: float | None = pydantic.Field(None, gt=0)
     """Denoising: standard deviation of every coordinate, Å; 0.04 if not given."""
     structures: str | None = None
-    """Denoising: dataset of the structures; the training set if not given."""
+    """Denoising: dataset of the structures; all of the training part if not given, also those without labels."""
+    origins: list[str] | None = None
+    """Denoising: only structures that were made in one of these ways, such as ``equilibrium``; all if not given."""
     auxiliary_denoising: AuxiliaryDenoisingConfig | None = None
     """Supervised: structures to denoise beside; none if not given."""
     epochs: float | None = pydantic.Field(None, gt=0)
@@ -164,8 +181,14 @@ class StageConfig(Config):
             raise ValueError(f"stage `{self.name}` denoises, which trains no task; leave `tasks` out")
         if self.objective == "denoising" and self.auxiliary_denoising is not None:
             raise ValueError(f"stage `{self.name}` denoises all structures; leave `auxiliary_denoising` out")
+        backbone = [pattern for pattern in self.trainable if pattern.startswith("backbone")]
+        if self.lora_rank is not None and self.trainable != "all" and backbone:
+            raise ValueError(
+                f"stage `{self.name}`: with `lora_rank` the whole backbone trains by its corrections alone; leave"
+                f" `{backbone[0]}` out of `trainable`"
+            )
         if self.objective == "supervised":
-            for key in ("noise", "structures"):
+            for key in ("noise", "structures", "origins"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"stage `{self.name}`: `{key}` is for `objective: denoising`")
         return self
@@ -242,8 +265,9 @@ class RunConfig(Config):
             raise ValueError(f"stages must have different names, got {', '.join(names)}")
         if all(stage.skip for stage in self.stages):
             raise ValueError("every stage is skipped; leave at least one")
-        if self.data.replay is not None and self.batch.ratios is not None:
-            raise ValueError("give `data.replay` or `batch.ratios`, not both: each says what a batch is mixed of")
+        for key in ("ratios", "temperature"):
+            if self.data.replay is not None and getattr(self.batch, key) is not None:
+                raise ValueError(f"give `data.replay` or `batch.{key}`, not both: each says what a batch is mixed of")
         for stage in self.stages:
             unknown = [task for task in self.stage_tasks(stage) if task not in self.model.tasks]
             if unknown:
@@ -251,7 +275,22 @@ class RunConfig(Config):
                     f"stage `{stage.name}` trains `{unknown[0]}`, which is not among the tasks"
                     f" {', '.join(self.model.tasks)}"
                 )
+        if self.batch.ratios is not None:
+            self._check_ratios(self.batch.ratios)
         return self
+
+    def _check_ratios(self, ratios: dict[str, float]) -> None:
+        known = list(dict.fromkeys(parse_task(task).fidelity for task in self.model.tasks))
+        unknown = [fidelity for fidelity in ratios if fidelity not in known]
+        if unknown:
+            raise ValueError(f"`batch.ratios` must be of the tasks' levels {', '.join(known)}, got `{unknown[0]}`")
+        for stage in self.stages:
+            levels = {parse_task(task).fidelity for task in self.stage_tasks(stage)}
+            missing = sorted(levels - set(ratios))
+            if stage.objective == "supervised" and len(levels) > 1 and missing and not stage.skip:
+                raise ValueError(
+                    f"`batch.ratios` must give `{missing[0]}` a share, which stage `{stage.name}` trains too"
+                )
 
     @property
     def folder(self) -> str:

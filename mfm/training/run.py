@@ -23,7 +23,8 @@ from mfm.training.ions import start_from_ions
 from mfm.training.ranks import ALONE, Ranks
 from mfm.training.recipe import RunConfig
 from mfm.training.resume import FORMAT, TrainingState, isolated_random_state, load_state, random_state, save_state
-from mfm.training.stage import Stage, StageHooks, build_stage, fit_stage, prepare_model, set_trainable
+from mfm.training.stage import Stage, StageHooks, build_stage, fit_stage
+from mfm.training.trainable import begin_stage, set_trainable
 from mfm.training.transfer import inherit_domain, prepare_run, start_from
 
 __all__ = ["RESOLVED_CONFIG", "STATE", "Supervision", "TrainResult", "train"]
@@ -193,7 +194,7 @@ def _restore(config: RunConfig, state: TrainingState) -> MFMModel:
     domain = Domain.from_dict(json.loads(state["domain"]))
     model = build_model(config.model, domain, config.seed, _DTYPES[config.dtype])
     if state["clock"] is not None:
-        prepare_model(model, config.stages[state["stage"]])
+        begin_stage(model, config.stages[state["stage"]])
     model.load_state_dict(state["model"])
     return model
 
@@ -206,10 +207,10 @@ def _check_same_run(state: TrainingState, config: RunConfig, data: RunData, fold
             f"cannot resume `{folder}`: its configuration differs in {', '.join(changed[:5])}; restore it, or start a"
             " new run"
         )
-    if state["data_digest"] != data.train.digest:
+    if state["data_digest"] != data.digest:
         raise ValueError(
             f"cannot resume `{folder}`: the training set must have digest {state['data_digest']}, got"
-            f" {data.train.digest}; the data have changed"
+            f" {data.digest}; the data have changed"
         )
     if state["ranks"] != ranks.size:
         raise ValueError(
@@ -271,7 +272,7 @@ def _open_tracker(
 def _run_stages(run: _Run, state: TrainingState | None, stop_after: tuple[str, int] | None) -> bool:
     first = 0 if state is None else state["stage"]
     if state is not None and run.ranks.writes:
-        step = 0 if state["clock"] is None else int(state["clock"]["step"])
+        step = -1 if state["clock"] is None else int(state["clock"]["step"])
         current = run.config.stages[first].name if first < len(run.config.stages) else ""
         run.history.forget_after([stage.name for stage in run.config.stages[:first]], current, step)
     for number in range(first, len(run.config.stages)):
@@ -305,9 +306,12 @@ def _run_stage(run: _Run, number: int, state: TrainingState | None, stop_after: 
 
     hooks = StageHooks(report, save=lambda current: _save(run, number, current))
     steps = stop_after[1] if stop_after is not None and stop_after[0] == config.name else None
+    first = next(number for number, stage in enumerate(run.config.stages) if not stage.skip)
     status = "FAILED"
     try:
-        finished = fit_stage(stage, run.config, run.interruption, hooks, state, steps)
+        finished = fit_stage(
+            stage, run.config, run.interruption, hooks, state, steps, bool(run.parent) and number == first
+        )
         status = "FINISHED" if finished else "KILLED"
         if finished and run.ranks.writes:
             path = run.folder / f"stage-{config.name}.mfm"
@@ -327,7 +331,7 @@ def _save(run: _Run, number: int, stage: Stage | None) -> None:
     state = TrainingState(
         format=FORMAT,
         config=json.dumps(run.config.model_dump(mode="json")),
-        data_digest=run.data.train.digest,
+        data_digest=run.data.digest,
         stage=number,
         clock=None if stage is None else stage.clock.state_dict(),
         model=run.model.state_dict(),

@@ -1,7 +1,6 @@
 """One stage of a recipe: from the model as it is to the model with averaged weights."""
 
 import contextlib
-import fnmatch
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,29 +26,21 @@ from mfm.training.auxiliary import (
     DisplacedDataset,
     Displacement,
     WithDenoising,
-    add_conditioner,
-    remove_conditioner,
 )
 from mfm.training.callbacks import Interruption, StageCallback
 from mfm.training.cosines import GradientCosines
 from mfm.training.data import Graphs, RunData, StageBatches, stage_derivatives, stage_sampler
-from mfm.training.denoising import (
-    DEFAULT_NOISE,
-    NoisyDataset,
-    add_denoiser,
-    denoising_term,
-    structures_to_denoise,
-)
+from mfm.training.denoising import DEFAULT_NOISE, NoisyDataset, denoising_term, structures_to_denoise
 from mfm.training.ema import WeightAverage
-from mfm.training.lora import add_low_rank, merge_low_rank
 from mfm.training.module import Losses, StageModule, Targets, build_optimizer
 from mfm.training.ranks import ALONE, Ranks
 from mfm.training.recipe import OptimizerConfig, RunConfig, StageConfig
 from mfm.training.resume import TrainingState, restore_random_state
 from mfm.training.scales import gap_scales, label_gaps, label_scales
 from mfm.training.schedule import Clock
+from mfm.training.trainable import begin_stage, end_stage
 
-__all__ = ["Stage", "StageHooks", "build_stage", "fit_stage", "prepare_model", "set_trainable", "validation_rows"]
+__all__ = ["Stage", "StageHooks", "build_stage", "fit_stage", "validation_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,24 +65,6 @@ class Stage(NamedTuple):
     clock: Clock
     batches: StageBatches
     validate: Callable[[], dict[str, float]]
-
-
-def set_trainable(model: MFMModel, patterns: str | list[str]) -> None:
-    """Let the parameters train whose name fits a pattern, and freeze the others.
-
-    Raises
-    ------
-    ValueError
-        If a pattern fits no parameter.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    wanted = ["*"] if patterns == "all" else list(patterns)
-    for pattern in wanted:
-        if not fnmatch.filter(names, pattern):
-            parts = sorted({".".join(name.split(".")[:2]) for name in names})
-            raise ValueError(f"`trainable` pattern `{pattern}` fits no parameter; they are {', '.join(parts)}, ...")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(fnmatch.fnmatch(name, pattern) for pattern in wanted))
 
 
 def build_stage(
@@ -119,8 +92,8 @@ def build_stage(
     work = collect(model, data, config, number, ranks)
     if stage.auxiliary_denoising is not None:
         work = _denoise_beside(work, model, stage, config.seed + 1000 * number, clock, ranks)
-    set_trainable(model, stage.trainable)
-    prepare_model(model, stage)
+    if state is None:  # the model of a state has begun its stage
+        begin_stage(model, stage)
     ranks.share_weights(model)
     optimizer = build_optimizer(model, config.optimizer, stage.lr or config.optimizer.lr)
     average = WeightAverage(model, config.optimizer.ema)
@@ -179,9 +152,9 @@ def _learn(model: MFMModel, data: RunData, config: RunConfig, number: int, ranks
 def _denoise(model: MFMModel, data: RunData, config: RunConfig, number: int, ranks: Ranks) -> _Work:
     """Errors of noise."""
     stage, seed = config.stages[number], config.seed + 1000 * number
-    store = structures_to_denoise(data, stage.structures)
+    store = structures_to_denoise(data, stage.structures, stage.origins)
     dataset = NoisyDataset(store, model.cutoff, stage.noise or DEFAULT_NOISE, seed, model.dtype)
-    sampler = stage_sampler(store, [], config.batch.model_copy(update={"ratios": None}), seed, ranks=ranks)
+    sampler = stage_sampler(store, [], config.batch, seed, ranks=ranks)
 
     def losses(outputs: Mapping[str, Tensor], graph: AtomicGraph) -> tuple[Tensor, Mapping[str, LossTerm]]:
         terms = {NOISE: denoising_term(outputs[NOISE], graph)}
@@ -203,22 +176,6 @@ def _denoise_beside(work: _Work, model: MFMModel, stage: StageConfig, seed: int,
     how = Displacement(chosen.condition, chosen.share, chosen.atoms, chosen.noise)
     losses = AuxiliaryLoss(work.losses, chosen.weight, lambda: stage.budget.progress(clock), ranks.reduction)
     return work._replace(dataset=DisplacedDataset(work.dataset, model.cutoff, how, seed), losses=losses)
-
-
-def prepare_model(model: MFMModel, stage: StageConfig) -> None:
-    """Give the model what it has during a stage only: heads for noise, low-rank corrections."""
-    if stage.objective == "denoising":
-        add_denoiser(model)
-    if stage.auxiliary_denoising is not None:
-        add_conditioner(model, stage.auxiliary_denoising.condition)
-    if stage.lora_rank is not None:
-        add_low_rank(model.backbone, stage.lora_rank)
-
-
-def _restore_model(model: MFMModel) -> None:
-    """Undo :func:`prepare_model`; what low-rank corrections have learned stays."""
-    merge_low_rank(model.backbone)
-    remove_conditioner(model)
 
 
 def _material(
@@ -343,6 +300,7 @@ def fit_stage(
     hooks: StageHooks,
     state: TrainingState | None = None,
     stop_after: int | None = None,
+    validate_first: bool = False,
 ) -> bool:
     """Train until the budget is spent or a stop is requested; returns whether the stage is finished.
 
@@ -354,6 +312,8 @@ def fit_stage(
         Whose random state to continue with.
     stop_after : int, optional
         Steps of the stage after which to stop as if interrupted.
+    validate_first : bool
+        Whether to validate before the first step: what a model can do that comes from elsewhere.
     """
     callback = StageCallback(
         interruption,
@@ -364,6 +324,7 @@ def fit_stage(
         log_every=config.log_every,
         stop_after=stop_after,
     )
+    callback.validate_first = validate_first
     device = next(stage.model.parameters()).device
     options: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
     if device.type == "cuda":
@@ -393,5 +354,5 @@ def fit_stage(
         hooks.save(stage)
         return False
     stage.average.copy_to_model()
-    _restore_model(stage.model)
+    end_stage(stage.model)
     return True

@@ -25,12 +25,15 @@ from mfm.heads import TaskConfig
 from mfm.heads.joins import CHARGES, evaluation_order
 from mfm.model import Domain, MFMModel, ModelConfig, build_model
 from mfm.properties import parse_task
-from mfm.training.data import RunData, fit_domain, prepare_data, wanted_bases
+from mfm.training.data import RunData, charges_by_level, fit_domain, prepare_data, wanted_bases
 from mfm.training.recipe import RunConfig
 
 __all__ = ["adopt", "drop_unusable", "inherit_domain", "inherited_bases", "prepare_run", "start_from"]
 
 logger = logging.getLogger(__name__)
+
+FINE_TUNING_RATE = 1e-3
+"""Learning rate of a run that starts from another model, where its recipe states none."""
 
 
 def prepare_run(
@@ -49,9 +52,20 @@ def prepare_run(
         As :func:`adopt`, :func:`drop_unusable` and :func:`mfm.training.data.prepare_data`.
     """
     if parent is not None:
-        config = adopt(config, parent)
+        config = adopt(_gentle(config), parent)
     data = prepare_data(config.data, list(config.model.tasks), inherited)
     return (config if parent is None else drop_unusable(config, parent, data.new)), data
+
+
+def _gentle(config: RunConfig) -> RunConfig:
+    """The recipe with a lower learning rate, if it does not state one: that of a fresh model undoes what one knows."""
+    if "lr" in config.optimizer.model_fields_set:
+        return config
+    logger.info(
+        "learning rate of stages that state none: %g, since the model starts from another one", FINE_TUNING_RATE
+    )
+    optimizer = config.optimizer.model_copy(update={"lr": FINE_TUNING_RATE})
+    return config.model_copy(update={"optimizer": optimizer})
 
 
 def adopt(config: RunConfig, parent: MFMModel) -> RunConfig:
@@ -175,11 +189,18 @@ def inherit_domain(parent: MFMModel, tasks: Mapping[str, TaskConfig], store: Sto
         references=references,
         levels={fidelity: levels[fidelity] for fidelity in fidelities},
         charges=tuple(sorted({*old.charges, *(charge for charge, _ in store.charge_states)})),
+        charges_of=_merged_charges(old, charges_by_level(store, tasks)),
         multiplicities=tuple(sorted({*old.multiplicities, *(number for _, number in store.charge_states)})),
         atomic_numbers=tuple(sorted({*old.elements, *store.elements})),
         scale=old.scale if parent.energies else fit_domain(store, energies, parent.cutoff, method).scale,
         density_bases=inherited_bases(old.density_bases, wanted_bases(store, tasks)),
     )
+
+
+def _merged_charges(old: Domain, new: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Total charges that each level has seen with the parent's data or the new; see :attr:`Domain.charges_of`."""
+    known = {fidelity: old.charges_of.get(fidelity, old.charges) for fidelity in old.levels}
+    return {f: tuple(sorted({*known.get(f, ()), *new.get(f, ())})) for f in dict.fromkeys((*known, *new))}
 
 
 def inherited_bases(old: Mapping[str, DensityBasis], new: Mapping[str, DensityBasis]) -> dict[str, DensityBasis]:

@@ -106,16 +106,20 @@ def _more(config: TransferConfig, model: MFMModel, layout: Layout) -> dict[str, 
     if config.out_of_distribution is not None:
         store = open_dataset(config.out_of_distribution)
         found["out_of_distribution"] = evaluate(model, store).metrics
+        found["out_of_distribution_digest"] = store.digest
     if config.stability is not None:
         found["stability_ps"] = _stability(config, model, open_dataset(str(layout.test)))
     return found
 
 
 def _stability(config: TransferConfig, model: MFMModel, test: Store) -> list[float]:
+    """Picoseconds survived by the largest molecules, each from its geometry of lowest labelled energy."""
     assert config.stability is not None
+    labels = [name for name in (task_name("energy", f) for f in (config.high, config.low)) if test.coverage(name).any()]
+    energies = [np.nan_to_num(test.energies(name), nan=np.inf) for name in labels]
     first: dict[str, int] = {}
-    for row, molecule in enumerate(test.molecules):
-        first.setdefault(str(molecule), row)
+    for row in np.lexsort(energies[::-1]) if energies else range(len(test)):
+        first.setdefault(str(test.molecules[row]), int(row))
     largest = sorted(first.values(), key=lambda row: -int(test.n_atoms[row]))[: config.stability.structures]
     times = []
     for row in largest:

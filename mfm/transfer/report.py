@@ -69,6 +69,9 @@ def _crossing(sizes: Sequence[int], logarithms: Sequence[float], target: float) 
     return math.inf
 
 
+_DIGEST = "out_of_distribution_digest"
+
+
 class Findings:
     """Results of the models of a study, by strategy and number of labels."""
 
@@ -85,6 +88,13 @@ class Findings:
                 self.cells.setdefault((cell.strategy, cell.n_labels), []).append(found)
             else:
                 self.parents[cell.seed] = found
+        cells = [found for group in self.cells.values() for found in group]
+        others = {str(found[_DIGEST]) for found in cells if _DIGEST in found}
+        if len(others) > 1:
+            raise ValueError(
+                f"models of `{folder}` were tested out of distribution on different data, {', '.join(sorted(others))};"
+                " `out_of_distribution` must stay the same file: remove the results of one, or name another folder"
+            )
 
     def errors(self, part: str, quantity: str, strategy: str, n_labels: int) -> dict[int, float]:
         """Seed to error; empty where there is no such label."""
@@ -192,17 +202,21 @@ def _cost_table(found: Findings) -> str:
     rows = []
     for strategy in found.config.strategies:
         seconds = [value for n in found.config.labels for value in found.seconds(strategy, n)]
-        stable = [value for n in found.config.labels for c in found.cells.get((strategy, n), [])
-                  for value in c.get("stability_ps", [])]  # fmt: skip
-        rows.append(
-            [
-                strategy,
-                STRATEGIES[strategy].description,
-                f"{np.median(seconds):.0f}" if seconds else "",
-                f"{np.median(stable):.1f} ({min(stable):.1f} to {max(stable):.1f})" if stable else "",
-            ]
-        )
-    return table(["strategy", "what it does", "seconds of training", "ps of dynamics survived"], rows)
+        spent = f"{np.median(seconds):.0f}" if seconds else ""
+        rows.append([strategy, STRATEGIES[strategy].description, spent])
+    return table(["strategy", "what it does", "seconds of training"], rows)
+
+
+def _stability_table(found: Findings) -> str:
+    """Picoseconds survived, median and range over molecules and seeds."""
+    rows = []
+    for n in found.config.labels:
+        row = [str(n)]
+        for strategy in found.config.strategies:
+            times = [time for cell in found.cells.get((strategy, n), []) for time in cell.get("stability_ps", [])]
+            row.append(f"{np.median(times):.1f} ({min(times):.1f} to {max(times):.1f})" if times else "")
+        rows.append(row)
+    return table([f"labels of {found.config.high}", *found.config.strategies], rows)
 
 
 def _draw(found: Findings, path: Path) -> None:
@@ -249,8 +263,11 @@ def write_report(config: TransferConfig, folder: Path) -> list[Path]:
         *((f"{quantity} MAE, {_SETS[part]}, {_unit(quantity)}", _error_table(found, part, quantity))
           for part, quantity in found.panels()),
         ("where another level hurts", "\n".join(f"- {line}" for line in hurting(found)) or "Nowhere."),
-        ("cost and stability", _cost_table(found)),
+        ("cost", _cost_table(found)),
     ]  # fmt: skip
+    if config.stability is not None:
+        title = f"picoseconds at {config.stability.temperature:g} K until a bond breaks"
+        sections.insert(-1, (title, _stability_table(found)))
     preface = (
         f"{len(cells)} of {planned} models of {sizes} parameters, {config.seeds} seeds; means are geometric,"
         " intervals 95 %: Student's for errors, bootstrap over seeds for numbers of labels."

@@ -140,6 +140,49 @@ def test_spice_ion(tmp_path):
     assert open_dataset(spice(tmp_path / "a.hdf5", smiles="[OH2+2]"))[0].structure.charge == 2
 
 
+def off_centre_ion(path, charge=1, dipole=True):
+    """Point charges, of one conformation, far from the origin of the coordinates."""
+    charges, positions = np.array([-0.7, 0.9, charge - 0.2]), X[:1] + np.array([3.0, -2.0, 5.0])
+    with h5py.File(path, "w") as file:
+        group = file.create_group("ion")
+        group["atomic_numbers"], group["smiles"] = Z, [f"[OH2+{charge}]".encode() if charge else b"O"]
+        arrays = {
+            "conformations": (positions / BOHR, "bohr"),
+            "dft_total_energy": (E[:1], "hartree"),
+            "scf_dipole": (np.einsum("a,nax->nx", charges, positions) / BOHR, "elementary_charge*bohr"),
+            "scf_quadrupole": (
+                np.einsum("a,nax,nay->nxy", charges, positions, positions) / BOHR**2,
+                "elementary_charge*bohr^2",
+            ),
+        }
+        for name, (values, unit) in arrays.items():
+            if dipole or name != "scf_dipole":
+                group[name] = values
+                group[name].attrs["units"] = unit
+    relative = positions[0] - positions[0].T @ Z / Z.sum()
+    return charges @ relative, np.einsum("a,ax,ay->xy", charges, relative, relative)
+
+
+@pytest.mark.parametrize("charge", [0, 1, 2])
+def test_spice_moments_are_about_the_charge_centre(tmp_path, charge):
+    """What the format has about the origin of the coordinates: of an ion even the dipole depends on it."""
+    dipole, quadrupole = off_centre_ion(tmp_path / "a.hdf5", charge)
+    labels = open_dataset(tmp_path / "a.hdf5")[0].labels
+    np.testing.assert_allclose(labels["dipole_ref"], dipole, atol=1e-9)
+    np.testing.assert_allclose(labels["quadrupole_ref"], quadrupole, atol=1e-9)
+    # the quadrupole alone takes the dipole too, which is then no label
+    alone = open_dataset(tmp_path / "a.hdf5", keys={"quadrupole": "scf_quadrupole"})[0].labels
+    assert alone.keys() == {"quadrupole_ref"}
+    np.testing.assert_allclose(alone["quadrupole_ref"], quadrupole, atol=1e-9)
+
+
+def test_spice_quadrupole_without_a_dipole(tmp_path):
+    off_centre_ion(tmp_path / "a.hdf5", dipole=False)
+    with pytest.raises(ValueError, match=r"`scf_quadrupole` of `/ion` in `a.hdf5` must come with `scf_dipole`.*keys="):
+        list(open_dataset(tmp_path / "a.hdf5"))
+    assert open_dataset(tmp_path / "a.hdf5", keys={"energy": "dft_total_energy"})[0].labels.keys() == {"energy_ref"}
+
+
 def ani(path):
     with h5py.File(path, "w") as file:
         group = file.create_group("h2o").create_group("deep") if path.name == "deep.h5" else file.create_group("H2O")

@@ -1,5 +1,6 @@
 """The shipped datasets hold what their cards and the documentation promise."""
 
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 
 from mfm.data.joining import join_labels
 from mfm.data.opening import BUILTIN_FOLDER, open_dataset
+from mfm.data.records import Record
 from mfm.data.splits import shared_geometries
 from mfm.data.store import Store
+from mfm.graph import Structure
+from mfm.labelling.export import Export
 from mfm.labelling.plan import read_plan
 from mfm.units import HARTREE
 
@@ -121,3 +125,21 @@ def test_ccsdt_forces_are_of_other_geometries(store: Store) -> None:
         assert record.flags["net_force_ccsdt"] < 1e-4
     assert store.card.levels["ccsdt"].is_compatible(forces.card.levels["ccsdt"])
     assert store.card.levels["dft"].is_compatible(forces.card.levels["dft"])
+
+
+def test_molecules_that_became_others_are_not_exported() -> None:
+    """By most of their geometries, of which those with bonds broken on purpose do not count."""
+    without_others = runpy.run_path(str(PLAN.with_name("export_chno_mini.py")))["without_others"]
+    water = np.array([[0.0, 0.0, 0.12], [0.0, 0.76, -0.47], [0.0, -0.76, -0.47]])
+
+    def record(molecule: str, scale: float, origin: str) -> Record:
+        charge = {"O": 0, "[OH2+]": 1}[molecule]
+        structure = Structure(np.array([8, 1, 1]), water * scale, charge=charge)
+        return Record(structure, {"energy_dft": np.asarray(-2000.0)}, molecule, origin)
+
+    kept = [record("O", 1.0, "modes"), record("O", 1.1, "modes"), record("O", 1.8, "bond")]
+    kept += [record("O", 2.0 + 0.1 * k, "stretched") for k in range(5)]
+    torn = [record("[OH2+]", 1.8, "modes"), record("[OH2+]", 1.9, "bond"), record("[OH2+]", 1.0, "modes")]
+    exported = without_others(Export([*kept, *torn], {}, {"failed": 1}))
+    assert [r.structure for r in exported.records] == [r.structure for r in kept]
+    assert exported.left_out == {"failed": 1, "`[OH2+]` was another molecule": 3}

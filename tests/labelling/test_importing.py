@@ -46,12 +46,68 @@ def test_what_was_labelled_elsewhere_is_not_labelled_again(
     out, listing = tmp_path / "second.labels", tmp_path / "some.smi"
     assert main(["label", "import", str(exported), "--out", str(out)]) == 0
     assert "xtb: 5 labels added, 0 known" in capsys.readouterr().out
-    # a list that asks for as many geometries asks for nothing new
+    # these were made by hand, and are not what a list asks for; the atoms are
     listing.write_text("O\n")
-    assert main(["label", str(listing), "--levels", "xtb:3", "--out", str(out), "--dry-run"]) == 0
-    assert "nothing to label" in capsys.readouterr().out
+    assert main(["label", str(listing), "--levels", "xtb:1", "--out", str(out), "--dry-run"]) == 0
+    assert "xtb                   1" in capsys.readouterr().out
     assert main(["label", "import", str(exported), "--out", str(out)]) == 0
     assert "xtb: 0 labels added, 5 known" in capsys.readouterr().out
+
+
+PLAN = """
+seed: 3
+levels: [xtb, mmff]
+atoms: {H: 2, O: 3}
+groups:
+  - {name: plain, xtb: 4, mmff: 2, molecules: [O]}
+  - {name: chosen, xtb: 3, mmff: 1, origins: [stretched, modes], molecules: [O]}
+  - {name: radicals, xtb: 1, radicals_of: [plain]}
+"""
+
+
+def test_an_import_and_its_plan_give_the_jobs_of_the_original(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Part of a plan is labelled, exported and imported elsewhere: the rest of the plan is left, and nothing else."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN)
+    paths = [tmp_path / name for name in ("first.labels", "second.labels")]
+    file = tmp_path / "some.h5"
+    assert main(["label", str(plan), "--out", str(paths[0]), "--limit", "8"]) == 0
+    assert main(["label", "export", str(paths[0]), "--out", str(file)]) == 0
+    assert main(["label", "import", str(file), "--out", str(paths[1])]) == 0
+    assert main(["label", str(plan), "--out", str(paths[1]), "--dry-run"]) == 0
+    first, second = (LabelStore(path, read_only=True) for path in paths)
+    # two atoms, four, three and one geometries at xtb, two and one of them at mmff
+    assert len(_jobs(first)) == 2 + 4 + 3 + 1 + 2 + 1
+    assert _jobs(second) == _jobs(first)
+    assert {job[:2] for job in second.pending()} == {job[:2] for job in first.pending()}
+    assert second.samples().keys() == first.samples().keys()
+    assert all(sample == first.samples()[key] for key, sample in second.samples().items())
+    assert {sample.parent for sample in second.samples().values()} == {"", "O"}
+    assert second.rejected() == {}
+    capsys.readouterr()
+
+
+def _jobs(store: LabelStore) -> set[tuple[str, str]]:
+    return set(store._connection.execute("SELECT hash, level FROM queue"))
+
+
+def test_atoms_of_unknown_multiplicity(exported: Path, tmp_path: Path) -> None:
+    source, store = open_dataset(exported), LabelStore(tmp_path / "labels")
+    references = {"xtb": {"Fe": -30.0, "O": -100.0}}
+    card = source.card.model_copy(update={"references": references})
+    iron = Store.from_records(list(source), card)
+    with pytest.raises(
+        ValueError, match=r"isolated atoms of `some` must have a known multiplicity, got Fe, .*first queue a plan .*Fe:"
+    ):
+        import_labels(store, iron)
+    # a plan has said what they are: not the ground state of oxygen here
+    store.add_level("xtb", XTB)
+    atoms = isolated_atoms(Plan(0, {}, [], {"Fe": 5, "O": 1}))
+    store.enqueue([(atom, XTB.identifier) for atom in atoms])
+    assert import_labels(store, iron).added == {"xtb": 5}
+    assert store.pending() == []
 
 
 def test_labels_flags_and_provenance_come_back_as_they_were(exported: Path, tmp_path: Path) -> None:

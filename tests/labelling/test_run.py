@@ -119,6 +119,19 @@ def test_unknown_levels_and_workers_that_cannot_start(tmp_path: Path) -> None:
         label(store, LEVELS, n_workers=1, hours=1.0, environment={"PYTHONHOME": str(tmp_path)})
 
 
+def test_workers_that_hang_before_they_are_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, program = _store(tmp_path / "labels.sqlite", 1), tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/started\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(run.sys, "executable", str(program))
+    monkeypatch.setattr(run, "_START_LIMIT", 0.5)
+    with pytest.raises(ValueError, match=r"got 3 in a row that did not: worker not ready after 0.5 s; run .* by hand"):
+        label(store, LEVELS, n_workers=1, hours=1.0)
+    started = [int(line) for line in (tmp_path / "started").read_text().split()]
+    assert len(started) == 3
+    assert not any(psutil.pid_exists(process) for process in started)
+
+
 def test_nothing_to_do(tmp_path: Path) -> None:
     store = _store(tmp_path / "labels.sqlite", 0)
     assert label(store, LEVELS, n_workers=2, hours=1.0).done == 0

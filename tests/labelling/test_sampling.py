@@ -1,22 +1,28 @@
 """Geometries: reproducible, distinct, bonded; SMILES that cannot be used are refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from mfm.data.opening import open_dataset
 from mfm.graph import Structure
 from mfm.labelling import sampling
 from mfm.labelling.geometries import (
     bond_graph,
     bonds,
     canonical_smiles,
+    changed_bond,
     conformers,
     fingerprint,
     fragments,
+    keeps_bonds,
     molecule_name,
     rotatable_dihedrals,
     side_of_bond,
 )
 from mfm.labelling.levels import TightBindingLevel
+from mfm.labelling.plan import read_plan, sample_planned
 from mfm.labelling.sampling import Sample, sample_molecule
 from mfm.labelling.xtb import label_xtb
 
@@ -139,3 +145,50 @@ def test_names_and_graphs_from_distances() -> None:
 def test_fragments_of_a_cluster() -> None:
     parts = fragments("O.CO")
     assert [(name, atoms.tolist()) for name, atoms in parts] == [("O", [0, 3, 4]), ("CO", [1, 2, 5, 6, 7, 8])]
+
+
+@pytest.mark.parametrize(
+    ("smiles", "reason"),
+    [
+        ("NCC[OH2+]", r"O3-H\d+ is 1\.\d\d Å long, 1\.9\d times"),  # a proton moves
+        ("[CH2]CC=O", r"C0-C2 is no bond, but 1\.\d\d Å long, 1\.0\d times"),  # closes a ring
+        ("O=CC[O-]", r"[CO]\d-[CO]\d is no bond, but 1\.\d\d Å long, 1\.0\d times"),
+    ],
+)
+def test_what_becomes_another_molecule_is_refused(smiles: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"must keep its bonds when GFN2-xTB relaxes it, got another .*{reason}.*xyz"):
+        sample_molecule(smiles, 2, seed=1)
+
+
+@pytest.mark.parametrize("smiles", ["CCO", "C#C", "C1CC1", "C1C2CC12", "O1C2OC1O2", "[NH-]CCN", "NN[OH2+]", "[H][H]"])
+def test_strained_and_weakly_bound_molecules_are_not(smiles: str) -> None:
+    """Among them all that came closest to being refused in `builtin:chno-mini`."""
+    (sample,) = sample_molecule(smiles, 1, seed=1)
+    assert keeps_bonds(sample.structure, sample.molecule)
+    # the same atoms are no longer the molecule once one of them has gone
+    positions = sample.structure.positions.copy()
+    positions[-1] += 3.0 * (positions[-1] - positions[:-1].mean(axis=0))
+    torn = Structure(
+        sample.structure.atomic_numbers,
+        positions,
+        charge=sample.structure.charge,
+        multiplicity=sample.structure.multiplicity,
+    )
+    assert "times its covalent radii" in changed_bond(torn, sample.molecule)
+
+
+def test_geometries_are_those_that_were_made_before() -> None:
+    """Judging minima draws no random number: the first geometries of water that are shipped are made again."""
+    plan = read_plan(Path(__file__).parents[2] / "data_scripts/chno_mini.yaml")
+    planned = next(m for m in plan.molecules if m.smiles == "O" and m.origins[:1] == ("modes",))
+    shipped = open_dataset("builtin:chno-mini")
+    known = [record.structure for record in shipped.subset(shipped.molecules == "O")]
+    for sample in sample_planned(planned._replace(counts={"xtb": 3}), plan.seed):
+        # other processors may change the last digits
+        assert min(np.abs(fingerprint(sample.structure) - fingerprint(other)).max() for other in known) < 1e-5
+
+
+def test_bonds_of_atoms_in_another_order() -> None:
+    structure = Structure(np.array([1, 8, 1]), np.array([[0.9, 0, 0], [0.0, 0, 0], [0, 0.9, 0]]))
+    with pytest.raises(ValueError, match=r"atoms must be those of `O` in its order with the hydrogens last, got H2O"):
+        keeps_bonds(structure, "O")

@@ -153,10 +153,32 @@ def test_geometries_are_kept_by_source(store: LabelStore) -> None:
     store.add_samples([_sample(0.9)], "seed 2")
     assert store.samples_of("[H][H]", "seed 1") == ours
     assert store.pending() == []
-    # an old store did not say where its geometries came from
-    store.enqueue([(_sample(1.0), LOW.identifier)])
-    assert len(store.samples_of("[H][H]", "seed 2")) == 1
-    assert len(store.samples_of("[H][H]", "seed 2", or_unknown=True)) == 2
+
+
+def test_geometries_without_a_source_get_it_when_they_are_made_again(store: LabelStore) -> None:
+    """What an import brought, in its own order: the source, the parent and the order are those of the making."""
+    made = [dataclasses.replace(_sample(length), parent="[HH]") for length in (0.7, 0.8, 0.9)]
+    store.enqueue([(_sample(length), LOW.identifier) for length in (0.9, 0.7, 1.0)])
+    assert store.samples_of("[H][H]", "seed 1") == []
+    store.add_samples(made, "seed 1")
+    assert store.samples_of("[H][H]", "seed 1") == made
+    assert store.samples_of("[H][H]", "") == [_sample(1.0)]
+    # a source that is known stays
+    store.add_samples(made[:1], "seed 2")
+    assert store.samples_of("[H][H]", "seed 1") == made
+    assert [job.structure for job in store.pending()] == [_sample(length).structure for length in (0.9, 0.7, 1.0)]
+
+
+def test_rejections_count_for_their_source(store: LabelStore) -> None:
+    store.reject("C(C", "no SMILES")
+    store.reject("O", "too few", "seed 1, stretched")
+    assert store.rejected("seed 1") == {"C(C": "no SMILES"}
+    assert store.rejected("seed 1, stretched") == store.rejected() == {"C(C": "no SMILES", "O": "too few"}
+    store.close()
+    assert LabelStore(store.path, read_only=True).rejected("seed 1, stretched") == {"C(C": "no SMILES", "O": "too few"}
+    again = LabelStore(store.path)
+    again.forget_failures()
+    assert again.rejected() == {}
 
 
 def test_stores_of_the_first_version_open(tmp_path: Path) -> None:
@@ -167,10 +189,16 @@ def test_stores_of_the_first_version_open(tmp_path: Path) -> None:
             " geometry BLOB NOT NULL)"
         )
     connection.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE rejected (molecule TEXT PRIMARY KEY, message TEXT NOT NULL)")
+        connection.execute("INSERT INTO rejected VALUES ('O', 'why')")
+    connection.close()
+    assert LabelStore(path, read_only=True).rejected() == {"O": "why"}
     store = LabelStore(path)
     store.add_level("low", LOW)
     store.enqueue([(_sample(0.7), LOW.identifier)])
     assert next(iter(store.samples().values())).parent == ""
+    assert store.rejected("any") == {"O": "why"}
     store.close()
 
 
@@ -199,6 +227,22 @@ def test_export_keeps_what_is_good(store: LabelStore) -> None:
         "low: failed": 1,
         "high: t1, d1": 1,
     }
+
+
+def test_the_lowest_state_of_an_atom_is_its_reference(store: LabelStore) -> None:
+    energies = {3: -1030.0, 1: -1027.0}
+    for order in ((3, 1), (1, 3)):
+        fresh = LabelStore(store.path.with_name(f"{order[0]}.sqlite"))
+        fresh.add_level("low", LOW)
+        atoms = {m: Structure(np.array([6]), np.zeros((1, 3)), multiplicity=m) for m in order}
+        samples = [Sample(atoms[m], "[C]", "isolated atom") for m in order]
+        fresh.enqueue([(sample, LOW.identifier) for sample in [*samples, _sample(0.7)]])
+        for m in order:
+            values = {"energy": np.asarray(energies[m])}
+            fresh.record(LabelRow(atoms[m].content_hash(), LOW.identifier, "ok", values, {}, "", 1.0), {})
+        _answer(fresh, _sample(0.7), LOW.identifier)
+        assert export_records(fresh).references == {"low": {"C": -1030.0}}
+        fresh.close()
 
 
 def test_rules_judge_contamination_against_the_spin() -> None:

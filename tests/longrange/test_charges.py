@@ -81,9 +81,11 @@ def charges(model: MFMModel, structure: Structure) -> np.ndarray:
     return model.predict(graph_of(structure), quantities=["charges_low"])["charges_low"].numpy()
 
 
+@pytest.mark.parametrize("fidelities", ["shared", "scaled", "own"])
 @pytest.mark.parametrize("own_charges", [False, True])
-def test_charges_add_up_to_the_total_charge(own_charges: bool) -> None:
-    model = make(own_charges, n_channels=2)
+def test_charges_add_up_to_the_total_charge(own_charges: bool, fidelities: str) -> None:
+    """Also where energies are scaled: a factor acts on energies, not on the charges that are reported."""
+    model = make(own_charges, n_channels=2, fidelities=fidelities)
     structures = [WATER, dataclasses.replace(METHANOL, charge=1, multiplicity=2), ice()]
     graph = collate([graph_of(structure) for structure in structures])
     found = model.predict(graph, quantities=["charges_low", "charges_high"])
@@ -153,13 +155,18 @@ def test_dipole_is_that_of_the_charges_and_ignores_where_a_neutral_molecule_is()
 
 @pytest.mark.parametrize("structure", [METHANOL, ice()], ids=["molecule", "crystal"])
 def test_born_effective_charges_are_slopes_of_the_polarisation(structure: Structure) -> None:
-    model = make()
+    model = make(fidelities="scaled")
     name = "born_effective_charges_low"
     found = model.predict(graph_of(structure), quantities=[name])[name].numpy()
     np.testing.assert_allclose(found.sum(axis=0), 0.0, atol=1e-10)
     if structure.pbc.any():
+        assert np.abs(found).max() > 1e-2
         twice = model.predict(graph_of(ice(2)), quantities=[name])[name].numpy()
         np.testing.assert_allclose(twice, np.tile(found, (2, 1, 1)), rtol=0, atol=1e-12)
+        shifts = np.random.default_rng(2).integers(-3, 4, (len(structure), 3))
+        elsewhere = dataclasses.replace(structure, positions=structure.positions + shifts @ structure.cell)
+        wrapped = model.predict(graph_of(elsewhere), quantities=[name])[name].numpy()
+        np.testing.assert_allclose(wrapped, found, rtol=0, atol=1e-10)
         return
     step = 1e-4
     for atom, axis in ((0, 0), (1, 2), (3, 1)):
@@ -206,11 +213,64 @@ def test_fidelities_share_scale_or_own_their_charges() -> None:
         make(fidelities=kind).predict(graph_of(METHANOL), quantities=names) for kind in ("shared", "scaled", "own")
     )
     torch.testing.assert_close(shared["charges_low"], shared["charges_high"], rtol=0, atol=0)
-    ratio = scaled["charges_high"] / scaled["charges_low"]
-    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
-    assert abs(float(ratio[0]) - 1.0) > 1e-3
+    torch.testing.assert_close(scaled["charges_low"], scaled["charges_high"], rtol=0, atol=0)
     ratio = own["charges_high"] / own["charges_low"]
     assert float(ratio.std()) > 1e-3
+
+
+def test_a_scaled_fidelity_has_another_energy_of_the_same_charges() -> None:
+    """The factor acts on the energy; dipole, Born effective charges and what a field does are those of the charges."""
+    model, structure = make(fidelities="scaled"), dataclasses.replace(METHANOL, charge=1, multiplicity=2)
+    factors = {name: float(factor.detach()) for name, factor in model.long_range.factors.items()}
+    assert abs(factors["energy_low"] / factors["energy_high"] - 1.0) > 1e-3
+    field = torch.tensor([[0.05, -0.1, 0.2]], dtype=torch.float64)
+    kinds = ("energy_long_range", "energy_field", "dipole", "born_effective_charges")
+    names = [f"{kind}_{fidelity}" for kind in kinds for fidelity in ("low", "high")]
+    found = model.predict(graph_of(structure, electric_field=field), quantities=names)
+    ratio = float(found["energy_long_range_low"] / found["energy_long_range_high"])
+    assert ratio == pytest.approx((factors["energy_low"] / factors["energy_high"]) ** 2, rel=1e-12)
+    for kind in kinds[1:]:
+        torch.testing.assert_close(found[f"{kind}_low"], found[f"{kind}_high"], rtol=0, atol=0)
+    total = found["born_effective_charges_low"].sum(dim=0)
+    torch.testing.assert_close(total, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-10)
+    moment = charges(model, structure) @ structure.positions
+    assert float(found["energy_field_low"]) == pytest.approx(-moment @ field[0].numpy(), abs=1e-12)
+
+
+def test_an_ion_and_a_distant_neutral_molecule_keep_their_charges_only_with_own_charges() -> None:
+    """One charge per element that adds up to both totals: 2 H + O = 1, C + O + 4 H = 0."""
+    model = make(own_charges=True)
+    state = model.long_range.owners["all"].state
+    with torch.no_grad():
+        state.own_output.weight.zero_()
+        for number, charge in {1: 0.2, 8: 0.6, 6: -1.4}.items():
+            state.own_elements[number] = charge
+    pair = dataclasses.replace(beside(WATER, METHANOL, 20.0, charge=1), multiplicity=2)
+    found = charges(model, pair)
+    assert found[:3].sum() == pytest.approx(1.0, abs=1e-12)
+    assert found[3:].sum() == pytest.approx(0.0, abs=1e-12)
+    # what docs/long_range.md warns of: shares of the total charge do not know which part is the ion
+    shared = charges(make(), pair)
+    assert 0.1 < shared[3:].sum() < 0.9
+    assert shared.sum() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("own_charges", [False, True])
+def test_polarisations_that_depend_on_the_images_are_refused(own_charges: bool) -> None:
+    model = make(own_charges)
+    crystal = ice() if own_charges else dataclasses.replace(ice(), charge=1, multiplicity=2)
+    graph = graph_of(crystal)
+    cause = r"own_charges.*Train without `own_charges`" if own_charges else r"net charge of \+1 e.*Give the cell no net"
+    batch = collate([graph_of(METHANOL), graph])
+    with pytest.raises(ValueError, match=rf"Born effective charges must not .* structure 1 of the batch.*{cause}"):
+        model.predict(batch, quantities=["born_effective_charges_low"])
+    graph.electric_field = torch.tensor([[0.0, 0.1, 0.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=rf"electric field along a periodic direction must not .*{cause}"):
+        model.predict(graph, derivatives=["forces_low"])
+    # what does not need a polarisation is there
+    assert np.isfinite(charges(model, crystal)).all()
+    alone = model.predict(graph_of(METHANOL), quantities=["born_effective_charges_low"])
+    assert torch.isfinite(alone["born_effective_charges_low"]).all()
 
 
 def test_the_long_range_part_of_distant_molecules_is_that_of_their_dipoles() -> None:

@@ -83,6 +83,29 @@ def test_net_charge_of_atoms_with_different_widths() -> None:
     assert total(widths) == pytest.approx(total(np.full(4, 0.7)), abs=1e-8)
 
 
+@pytest.mark.parametrize("mesh_above", [EXACT_ONLY, MESH_ONLY], ids=["exact", "mesh"])
+def test_pressure_of_a_charged_cell(mesh_above: int) -> None:
+    """A lone point charge and its background scale as 1/L: P = E/3V. Slopes are slopes with a net charge."""
+
+    def of_volume(positions: np.ndarray, charges: list[float], cell: np.ndarray, factor: float) -> tuple[float, float]:
+        graph = graph_of(positions, cell)
+        volume = torch.tensor(factor, dtype=torch.float64, requires_grad=True)
+        graph.cell, graph.positions = graph.cell * volume ** (1 / 3), graph.positions * volume ** (1 / 3)
+        some = particles(graph, charges, 1.0 + 0.2 * np.arange(len(charges)), np.arange(len(charges)))
+        graph.reference_cell = torch.as_tensor(cell)[None]
+        found = long_range_energy("coulomb", some, graph, 8.0, mesh_above).sum()
+        return float(found.detach()), -float(torch.autograd.grad(found, volume)[0])
+
+    lone, cell = np.array([[0.3, 0.1, 0.2]]), np.eye(3) * 10.0
+    value, pressure = of_volume(lone, [1.0], cell, 1.0)  # in units of 1/V
+    assert value < -1.0
+    assert pressure == pytest.approx(value / 3.0, rel=1e-6 if mesh_above == EXACT_ONLY else 1e-4)
+    positions, _, sheared = gas(3)
+    _, pressure = of_volume(positions, [1.0, 0.7, -0.2], sheared, 1.0)
+    ahead, behind = (of_volume(positions, [1.0, 0.7, -0.2], sheared, 1.0 + step)[0] for step in (1e-4, -1e-4))
+    assert pressure == pytest.approx((behind - ahead) / 2e-4, rel=1e-6)
+
+
 def test_equivalent_cells_have_one_energy() -> None:
     positions, charges, cell = gas()
     expected = energy(positions, charges, cell)
@@ -140,13 +163,21 @@ def two_dimensional_sum(positions: np.ndarray, charges: np.ndarray, length: floa
 def test_slabs(charges: list[float]) -> None:
     positions = np.array([[0.0, 0.0, 5.0], [1.0, 2.0, 7.0], [3.0, 0.5, 6.2]])
     expected = two_dimensional_sum(positions, np.array(charges), 6.0, 1.0)
+    found = []
     for third in ([0.0, 0.0, 3.0], [0.0, 0.0, 0.0], [1.0, 2.0, 40.0]):
         cell = np.array([[6.0, 0.0, 0.0], [0.0, 6.0, 0.0], third])
-        assert energy(positions, charges, cell, (True, True, False)) == pytest.approx(expected, abs=2e-9)
+        found.append(energy(positions, charges, cell, (True, True, False)))
         # the same slab, its normal along the first axis of the cell
         turned = positions[:, [2, 0, 1]]
-        found = energy(turned, charges, cell[[2, 0, 1]][:, [2, 0, 1]], (False, True, True))
-        assert found == pytest.approx(expected, abs=2e-9)
+        found.append(energy(turned, charges, cell[[2, 0, 1]][:, [2, 0, 1]], (False, True, True)))
+    assert max(found) - min(found) < 1e-9
+    assert found[0] == pytest.approx(expected, abs=2e-9)
+    # the length of the cell that it is summed in is not one of its properties either
+    graph = graph_of(positions, np.diag([6.0, 6.0, 0.0]), (True, True, False))
+    for length in (0.0, 31.0, 47.3, 80.0):
+        graph.slab_length = torch.tensor([length], dtype=torch.float64)
+        longer = float(long_range_energy("coulomb", particles(graph, charges), graph, 8.0, EXACT_ONLY))
+        assert longer == pytest.approx(found[0], abs=1e-9)
     assert energy(
         positions, charges, np.diag([6.0, 6.0, 0.0]), (True, True, False), mesh_above=MESH_ONLY
     ) == pytest.approx(expected, abs=1e-3)

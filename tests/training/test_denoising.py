@@ -178,8 +178,45 @@ def test_other_structures_without_those_that_are_held_out(morse_file, tmp_path):
     found = structures_to_denoise(data, str(morse_file))
     held_out = {*data.valid.molecules, *data.test.molecules}
     assert set(found.molecules) == set(store.molecules) - held_out
-    with pytest.raises(ValueError, match=r"every molecule of `.*` is held out by the run"):
+    with pytest.raises(ValueError, match=r"all of `.*` is held out by the run"):
         structures_to_denoise(RunData(data.train, None, store), str(morse_file))
+
+
+def test_structures_without_labels_are_denoised_too(morse_file, tmp_path):
+    store = open_dataset(str(morse_file))
+    bare = [Record(r.structure, r.labels if k % 3 else {}, r.molecule, r.origin) for k, r in enumerate(store)]
+    path = tmp_path / "bare.h5"
+    Store.from_records(bare, store.card).write(path)
+    config = _config(path, tmp_path / "run")
+    data = prepare_data(config.data, ["energy_low"])
+    found = structures_to_denoise(data, None)
+    assert len(found) > len(data.train)
+    assert set(found.molecules).isdisjoint({*data.valid.molecules, *data.test.molecules})
+    assert data.digest != data.train.digest
+    assert train(config, stop_after=("denoise", 1)).finished is False
+    Store.from_records([r for k, r in enumerate(store) if k % 3], store.card).write(path)
+    with pytest.raises(ValueError, match="the data have changed"):
+        train(config, resume=True)
+
+
+def test_one_molecule_on_both_sides_is_told_apart_by_its_geometries(morse_file, tmp_path):
+    store = open_dataset(str(morse_file))
+    one = Store.from_records([Record(r.structure, r.labels, "ArX", "modes") for r in store], store.card)
+    one.write(tmp_path / "one.h5")
+    config = _config(tmp_path / "one.h5", tmp_path / "run").data.model_copy(update={"split": "random_frames"})
+    data = prepare_data(config, ["energy_low"])
+    found = structures_to_denoise(data, str(tmp_path / "one.h5"))
+    assert len(found) == len(store) - len(data.valid) - len(data.test) == len(data.train)
+
+
+def test_denoising_of_chosen_origins(morse_file, tmp_path):
+    store = open_dataset(str(morse_file))
+    named = [Record(r.structure, r.labels, r.molecule, "md300" if k % 2 else "modes") for k, r in enumerate(store)]
+    Store.from_records(named, store.card).write(tmp_path / "named.h5")
+    data = prepare_data(_config(tmp_path / "named.h5", tmp_path / "run").data, ["energy_low"])
+    assert set(structures_to_denoise(data, None, ["md300"]).origins) == {"md300"}
+    with pytest.raises(ValueError, match=r"`origins` must be of .* training part has, md300, modes; got `x`"):
+        structures_to_denoise(data, None, ["md300", "x"])
 
 
 def test_settings_that_would_do_nothing_are_refused(morse_file, tmp_path):

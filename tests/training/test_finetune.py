@@ -1,6 +1,7 @@
 """Going on from a checkpoint: new levels beside the old, low-rank corrections, replay of the parent's data."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from mfm.checkpoint import load_model
-from mfm.config import validate
+from mfm.config import load_config, validate
 from mfm.data import DatasetCard, Record, Store, open_dataset
 from mfm.evaluation.evaluate import evaluate
 from mfm.evaluation.predict import predict_structures
@@ -22,9 +23,9 @@ from mfm.longrange import LatentEwaldConfig
 from mfm.model import ModelConfig
 from mfm.training.data import prepare_data, stage_sampler
 from mfm.training.lora import add_low_rank, merge_low_rank
-from mfm.training.recipe import RunConfig
+from mfm.training.recipe import OptimizerConfig, RunConfig
 from mfm.training.run import train
-from mfm.training.transfer import adopt, drop_unusable, start_from
+from mfm.training.transfer import FINE_TUNING_RATE, adopt, drop_unusable, start_from
 from tests.morse import recipe
 from tests.tiny import tiny_model
 
@@ -109,6 +110,23 @@ def test_a_new_level_starts_where_the_parent_stands(parent, mine, morse_file, tm
     assert ours["rmse_mev"] < theirs["rmse_mev"]
 
 
+def test_the_first_evaluation_is_of_the_parent_and_the_rate_is_low(parent, mine, tmp_path):
+    """What is reported at step 0 is what the parent can do, once the offsets of the level are fitted."""
+    config = _config(mine, tmp_path / "run")
+    assert not train(config, initial=parent, stop_after=("tune", 2)).finished
+    resolved = load_config(RunConfig, tmp_path / "run" / "config.yaml")
+    assert resolved.optimizer.lr == FINE_TUNING_RATE < OptimizerConfig().lr
+    train(resolved, resume=True)
+    still = train(_config(mine, tmp_path / "still", stages=_still()), initial=parent)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    validations = {line["step"]: line for line in lines if any(name.startswith("val/") for name in line["metrics"])}
+    assert sorted(validations) == [0, 6]
+    first = validations[0]["metrics"]["val/energy_mine/mae_mev"]
+    assert first == pytest.approx(still.evaluations["valid"].metrics["energy_mine"]["mae_mev"], rel=1e-9)
+    stated = train(_config(mine, tmp_path / "x", optimizer={"lr": 2e-3}), initial=parent, stop_after=("tune", 1))
+    assert load_config(RunConfig, stated.folder / "config.yaml").optimizer.lr == 2e-3
+
+
 def test_heads_of_the_parent_stay_as_they_are(parent, mine, morse_file, tmp_path):
     stages = [{"name": "tune", "max_steps": 6, "tasks": ["energy_mine"], "trainable": ["heads.energy_mine.*"]}]
     fast = {"warmup_steps": 0, "ema": 0.0}
@@ -129,8 +147,6 @@ def test_a_resumed_run_keeps_what_it_took_from_the_parent(parent, mine, tmp_path
     whole = train(_config(mine, tmp_path / "whole", stages=stages), initial=parent)
     stopped = train(_config(mine, tmp_path / "run", stages=stages), initial=parent, stop_after=("tune", 3))
     assert not stopped.finished
-    from mfm.config import load_config
-
     config = load_config(RunConfig, tmp_path / "run" / "config.yaml")
     resumed = train(config, resume=True)  # as the command line does: without the parent
     one, other = load_model(whole.checkpoint), load_model(resumed.checkpoint)
@@ -200,15 +216,19 @@ def test_a_low_rank_stage_moves_matrices_by_that_rank_and_nothing_else(parent, m
 
 def test_replay_keeps_what_the_parent_knew(parent, mine, morse_file, tmp_path):
     """The user's molecules pull the backbone away from `high`; with its labels in every batch it stays."""
-    errors = {}
+    asked, known = ["energy_high", "forces_low"], open_dataset(str(morse_file))
+    before = evaluate(load_model(parent), known, asked).metrics
+    errors = {"before": (before["energy_high"]["rmse_mev"], before["forces_low"]["rmse_mev_per_angstrom"])}
     for name, replay in (("plain", None), ("replayed", {"data": str(morse_file), "share": 0.5})):
         data = {"train": str(mine), "valid_fraction": 0, "test_fraction": 0, "replay": replay}
         stages = [{"name": "tune", "tasks": ["energy_mine"], "max_steps": 80, "lr": 1e-2}]
         result = train(_config(mine, tmp_path / name, data=data, stages=stages), initial=parent)
-        found = evaluate(load_model(result.checkpoint), open_dataset(str(morse_file)), ["energy_high", "forces_low"])
+        found = evaluate(load_model(result.checkpoint), known, asked)
         errors[name] = found.metrics["energy_high"]["rmse_mev"], found.metrics["forces_low"]["rmse_mev_per_angstrom"]
     assert errors["replayed"][0] < 0.8 * errors["plain"][0]
     assert errors["replayed"][1] < 0.8 * errors["plain"][1]
+    assert errors["replayed"][0] < 1.05 * errors["before"][0] < errors["plain"][0]
+    assert errors["replayed"][1] < 1.05 * errors["before"][1]
 
 
 def test_what_builds_on_a_task_that_is_left_out_goes_with_it(caplog):

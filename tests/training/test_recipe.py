@@ -1,6 +1,12 @@
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
+import yaml
 
 from mfm.config import validate
+from mfm.data import open_dataset
 from mfm.training.recipe import RunConfig
 from tests.morse import recipe
 
@@ -47,3 +53,25 @@ def test_the_resolved_configuration_reads_back():
 def test_mistakes_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         validate(RunConfig, _content(**changes))
+
+
+def _documented() -> list[tuple[str, dict[str, Any]]]:
+    """Recipes that the documentation shows."""
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    return [(block, content) for block in blocks if "stages" in (content := yaml.safe_load(block))]
+
+
+def test_recipes_of_the_documentation_are_valid():
+    usual = {"data": {"train": "builtin:chno-mini"}, "tasks": {"energy_dft": {}}}
+    found = [validate(RunConfig, {**usual, **content}) for _, content in _documented()]
+    assert len(found) >= 5
+    whole = next(config for config in found if len(config.stages) == 5)
+    assert [stage.name for stage in whole.stages] == ["denoise", "cheap", "dft", "joint", "fine-tune"]
+    known = set(open_dataset("builtin:chno-mini").origins)
+    assert set(whole.stages[0].origins or []) <= known
+
+
+def test_going_on_from_a_checkpoint_takes_at_most_eight_lines():
+    (block,) = [block for block, content in _documented() if "energy_mine" in content.get("tasks", {})]
+    assert len(block.strip().splitlines()) <= 8

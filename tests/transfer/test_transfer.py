@@ -13,7 +13,7 @@ import torch
 from mfm.cli import main
 from mfm.config import load_config, validate
 from mfm.data import open_dataset
-from mfm.study.cells import Layout
+from mfm.study.cells import Layout, keep_settings
 from mfm.study.report import mean_interval
 from mfm.transfer.grid import run_grid
 from mfm.transfer.plan import STRATEGIES, Cell, TransferConfig
@@ -233,6 +233,42 @@ def test_too_few_labels_and_no_test_part(file, tmp_path):
         run_grid(_config(file, run=run), tmp_path)
     with pytest.raises(ValueError, match=r"no model of `morse` is finished"):
         write_report(_config(file), tmp_path)
+
+
+def test_stability_is_reported_for_every_number_of_labels(study):
+    config, folder = study
+    write_report(config, folder)
+    _, title, section = (folder / "report.md").read_text().lower().partition("picoseconds at 500 k until a bond breaks")
+    assert title
+    rows = [line for line in section.splitlines() if line.startswith(("| 3 |", "| 6 |"))][:2]
+    assert all(row.count("0.0 (0.0 to 0.0)") == 2 for row in rows), rows  # 0.02 ps, of both strategies
+
+
+def test_results_on_other_data_are_not_averaged(file, tmp_path):
+    config = _config(file, strategies=["scratch", "joint"], seeds=1, labels=[3, 6])
+    _write(Layout(tmp_path), {(name, n): {0: 1.0} for name in ("scratch", "joint") for n in (3, 6)})
+    for n, digest in ((3, "a"), (6, "b")):
+        path = Layout(tmp_path).result(Cell("joint", n, 0))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "out_of_distribution_digest": digest}))
+    with pytest.raises(
+        ValueError, match=r"out of distribution on different data, a, b; `out_of_distribution`"
+    ):
+        Findings(config, tmp_path)
+
+
+def test_a_study_goes_on_when_mfm_has_a_new_setting(file, tmp_path):
+    """What an older study did not write was what is the default now; anything else is another study."""
+    config = _config(file)
+    keep_settings(Layout(tmp_path), config, set(), lambda: None)
+    path = Layout(tmp_path).study
+    written = json.loads(path.read_text())
+    del written["denoise_share"]
+    path.write_text(json.dumps(written))
+    keep_settings(Layout(tmp_path), config, set(), lambda: None)
+    assert json.loads(path.read_text())["denoise_share"] == config.denoise_share
+    path.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match="another `denoise_share`"):
+        keep_settings(Layout(tmp_path), _config(file, denoise_share=0.5), set(), lambda: None)
 
 
 def test_the_command_reports_what_is_there(study, capsys, tmp_path):

@@ -42,9 +42,22 @@ class Domain:
 
     @property
     def elements(self) -> list[int]:
-        """Atomic numbers that the model can handle: those with a reference at every fidelity of an energy."""
+        """Atomic numbers that every fidelity can handle: those with a reference at all that have energies."""
         known = [set(energies) for energies in self.references.values()]
         return sorted(set.intersection(*known)) if known else sorted(self.atomic_numbers)
+
+    def elements_of(self, fidelity: str) -> set[int]:
+        """Atomic numbers that one fidelity can handle: a fine-tuned model knows more of them at its parent's levels."""
+        return set(self.references.get(fidelity, self.elements))
+
+    def charges_seen(self, fidelity: str) -> tuple[int, ...]:
+        """Total charges with a label at one fidelity."""
+        return self.charges_of.get(fidelity, self.charges)
+
+    def knows(self, structure: Structure, fidelity: str) -> bool:
+        """Whether a fidelity has seen a structure's elements and its total charge."""
+        elements = set(structure.atomic_numbers.tolist())
+        return elements <= self.elements_of(fidelity) and structure.charge in self.charges_seen(fidelity)
 
     def reference_table(self, fidelities: Sequence[str]) -> np.ndarray:
         """Reference energies by atomic number, (n_fidelities, 119), eV; NaN where there is none.
@@ -71,20 +84,26 @@ class Domain:
         Parameters
         ----------
         fidelities : collection of str
-            Levels that are asked for. Their labels may have been those of fewer total charges than all levels'.
+            Levels that are asked for. Their labels may have been those of fewer elements and total charges than all
+            levels'. If none is named, it is enough that one knows the structure.
 
         Raises
         ------
         ValueError
-            For an element, charge or multiplicity that the training data did not hold, or a charge that no structure
-            with labels at one of the `fidelities` had.
+            For an element, charge or multiplicity that the training data did not hold, or an element or charge that no
+            structure with labels at one of the `fidelities` had.
         """
-        unseen = sorted(set(structure.atomic_numbers.tolist()) - set(self.elements))
-        if unseen:
-            raise ValueError(
-                f"{structure.formula} holds {', '.join(chemical_symbols[z] for z in unseen)}; this model knows"
-                f" {', '.join(chemical_symbols[z] for z in self.elements)}. Train on data with those elements"
-            )
+        elements = set(structure.atomic_numbers.tolist())
+        levels = list(self.levels)
+        for fidelity in fidelities or [max(levels, key=lambda name: len(elements & self.elements_of(name)))]:
+            unseen = sorted(elements - self.elements_of(fidelity))
+            if unseen:
+                others = [f"`{name}`" for name in levels if elements <= self.elements_of(name)]
+                raise ValueError(
+                    f"{structure.formula} holds {', '.join(chemical_symbols[z] for z in unseen)}; `{fidelity}` of this"
+                    f" model knows {', '.join(chemical_symbols[z] for z in sorted(self.elements_of(fidelity)))}."
+                    f" {'Ask for ' + ', '.join(others) + ', or t' if others else 'T'}rain on data with those elements"
+                )
         for name, value, seen in (
             ("charge", structure.charge, self.charges),
             ("multiplicity", structure.multiplicity, self.multiplicities),
@@ -95,9 +114,9 @@ class Domain:
                     f" Set it in `atoms.info`, or train on such data"
                 )
         for fidelity in fidelities:
-            seen = self.charges_of.get(fidelity, self.charges)
+            seen = self.charges_seen(fidelity)
             if structure.charge not in seen:
-                others = [f for f in self.levels if structure.charge in self.charges_of.get(f, self.charges)]
+                others = [f for f in levels if structure.charge in self.charges_seen(f)]
                 raise ValueError(
                     f"{structure.formula} has charge {structure.charge}; `{fidelity}` was trained on charge in"
                     f" {sorted(seen)} only. Ask for {', '.join(f'`{f}`' for f in others) or 'another charge'}, or train"

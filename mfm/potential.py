@@ -167,6 +167,8 @@ class Potential:
     ) -> Prediction:
         """Energies of all fidelities from one forward pass; derivatives of those named, and what else is asked for.
 
+        A fidelity that is not named and has not seen the structure's elements or charge is left out.
+
         Parameters
         ----------
         forces, stress : sequence of str
@@ -205,7 +207,11 @@ class Potential:
             outputs = self.model.predict(graph, tasks=self.model.energies, derivatives=derivatives, quantities=extras)
         values = {name: value.detach().cpu().double().numpy() for name, value in outputs.items()}
         return Prediction(
-            energies={parse_task(name).fidelity: float(values[name][0]) for name in self.model.energies},
+            energies={
+                fidelity: float(values[f"energy_{fidelity}"][0])
+                for fidelity in (parse_task(name).fidelity for name in self.model.energies)
+                if self.model.domain.knows(structure, fidelity)
+            },
             forces={fidelity: values[f"forces_{fidelity}"] for fidelity in forces},
             stresses={fidelity: values[f"stress_{fidelity}"][0] for fidelity in stress},
             quantities={name: values[f"{name}_{quantities[1]}"] for name in quantities[0]},

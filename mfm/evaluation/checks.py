@@ -108,14 +108,15 @@ def _size(values: np.ndarray) -> float:
 
 def probe_structure(model: MFMModel) -> Structure | None:
     """A compact heap of the model's elements, with a charge and multiplicity that it knows; None if there is none."""
-    elements = list(model.elements)
+    elements, domain = list(model.elements), model.domain
+    charges = set(domain.charges).intersection(*(domain.charges_seen(fidelity) for fidelity in model.fidelities))
     numbers = [elements[k % len(elements)] for k in range(max(3, min(len(elements), _MOST_ATOMS)))]
     for candidate in (numbers, [*numbers, numbers[0]], [*numbers, numbers[-1]]):
         atoms = np.array(candidate)
         spacing = 2.2 * max(covalent_radii[z] for z in candidate)
         grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[: len(atoms)]
         jitter = np.random.default_rng(0).normal(scale=0.05, size=grid.shape)
-        for charge in sorted(model.domain.charges, key=abs):
+        for charge in sorted(charges, key=abs):
             for multiplicity in model.domain.multiplicities:
                 if (int(atoms.sum()) - charge + multiplicity) % 2:
                     return Structure(atoms, spacing * (grid + jitter), charge=charge, multiplicity=multiplicity)

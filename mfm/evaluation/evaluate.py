@@ -180,12 +180,6 @@ def evaluable(model: MFMModel, store: Store, tasks: Sequence[str] | None = None)
     ValueError
         If nothing can be compared, or the dataset has elements that the model does not know.
     """
-    unknown = sorted(set(store.elements) - set(model.elements))
-    if unknown:
-        raise ValueError(
-            f"elements of `{store.card.name}` must be among the model's {list(model.elements)}, got {unknown} as well;"
-            " the model was not trained on them"
-        )
     direct, derivatives = [], []
     for task in store.labels:
         if (tasks is not None and task not in tasks) or not store.coverage(task).any():
@@ -197,6 +191,15 @@ def evaluable(model: MFMModel, store: Store, tasks: Sequence[str] | None = None)
             direct.append(task)
         elif name in DERIVATIVES and f"energy_{fidelity}" in model.tasks:
             derivatives.append(task)
+        else:
+            continue
+        seen = model.domain.elements_of(fidelity)
+        unknown = sorted(set(store.subset(np.flatnonzero(store.coverage(task))).elements) - seen)
+        if unknown:
+            raise ValueError(
+                f"elements with `{task}` in `{store.card.name}` must be among the model's {sorted(seen)} at that level,"
+                f" got {unknown} as well; the model was not trained on them"
+            )
     if not direct and not derivatives:
         raise ValueError(
             f"the model predicts {', '.join(model.tasks)}, but `{store.card.name}` has labels of"

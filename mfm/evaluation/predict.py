@@ -1,6 +1,7 @@
 """Predictions for unlabelled structures, file to file."""
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -46,9 +47,10 @@ def predict_structures(
     Raises
     ------
     ValueError
-        If the model does not have a fidelity, or a structure is outside of what it was trained on.
+        If the model does not have a fidelity, or a structure is outside of what it, or a fidelity that is named, was
+        trained on. If none is named, those that have not seen a structure's elements or charge are left out of it.
     """
-    wanted = list(fidelities or model.fidelities)
+    wanted, left_out = list(fidelities or model.fidelities), deque[set[str]]()
     unknown = sorted(set(wanted) - set(model.fidelities))
     if unknown:
         raise ValueError(f"`fidelity` must be one of {', '.join(model.fidelities)}, got `{unknown[0]}`")
@@ -58,7 +60,8 @@ def predict_structures(
 
     def checked() -> Iterator[AtomicGraph]:
         for structure in structures:
-            model.domain.check(structure)
+            model.domain.check(structure, fidelities or ())
+            left_out.append({name for name in wanted if not model.domain.knows(structure, name)})
             yield build_graph(structure, model.cutoff, dtype=model.dtype)
 
     for is_periodic, graphs in itertools.groupby(checked(), lambda graph: bool(graph.pbc.any())):
@@ -68,9 +71,11 @@ def predict_structures(
             outputs = {name: value.cpu() for name, value in outputs.items()}
             bounds = batch.ptr.tolist()
             for i in range(batch.n_structures):
+                without = left_out.popleft()
                 yield {
                     name: (value[bounds[i] : bounds[i + 1]] if _is_atomic(name) else value[i]).numpy()
                     for name, value in outputs.items()
+                    if max((one for one in wanted if name.endswith(f"_{one}")), key=len) not in without
                 }
 
 

@@ -195,8 +195,7 @@ def test_numerical_forces_of_a_spring() -> None:
 def test_published_spice_records(conformation: int) -> None:
     """SPICE 1.1.4 (Psi4) against ours (PySCF) at the same level of theory: C2H2 with Na+, five geometries."""
     path = Path(os.environ["MFM_BENCHMARK_DATA"]) / "native_formats/modelforge/SPICE-1.1.4_n2.hdf5"
-    published = open_dataset(path)
-    record = published.subset(published.composition([11])[:, 0] > 0)[conformation]
+    record = [found for found in open_dataset(path) if 11 in found.structure.atomic_numbers][conformation]
     theirs = {task.removesuffix("_ref"): value for task, value in record.labels.items()}
     labels = label_dft(record.structure, DensityFunctionalLevel()).values
     print(
@@ -209,4 +208,4 @@ def test_published_spice_records(conformation: int) -> None:
     # their grid has noise of this size (PySCF grids 4 and 6 agree to 0.3 meV/Å)
     np.testing.assert_allclose(labels["forces"], theirs["forces"], atol=8e-3)
     np.testing.assert_allclose(labels["dipole"], theirs["dipole"], atol=5e-4)
-    np.testing.assert_allclose(labels["quadrupole"], theirs["quadrupole"], atol=5e-3)
+    np.testing.assert_allclose(labels["quadrupole"], theirs["quadrupole"], atol=1e-3)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from mfm.calculator import MFMCalculator
 from mfm.checkpoint import load_model
 from mfm.config import load_config, validate
 from mfm.data import DatasetCard, Record, Store, open_dataset
@@ -108,6 +109,33 @@ def test_a_new_level_starts_where_the_parent_stands(parent, mine, morse_file, tm
     assert ours["rmse_mev"] == pytest.approx(1e3 * float(np.sqrt(np.mean(left**2))), rel=1e-9)
     theirs = evaluate(load_model(parent), open_dataset(str(morse_file)), ["energy_low"]).metrics["energy_low"]
     assert ours["rmse_mev"] < theirs["rmse_mev"]
+
+
+def test_levels_of_the_parent_keep_the_elements_that_the_new_data_lack(parent, mine, morse_file, tmp_path):
+    """Tuned on molecules without carbon, the parent's levels still know it, and the new one says that it does not."""
+    store = open_dataset(str(mine))
+    bare = store.subset([row for row, record in enumerate(store) if 6 not in record.structure.atomic_numbers])
+    bare.write(tmp_path / "bare.h5")
+    data = {"train": str(tmp_path / "bare.h5"), "valid_fraction": 0, "test_fraction": 0}
+    config = _config(tmp_path / "bare.h5", tmp_path / "run", data=data, stages=_still())
+    model = load_model(train(config, initial=parent).checkpoint)
+    known = open_dataset(str(morse_file))
+    carbon = next(r for r in known if 6 in r.structure.atomic_numbers and "energy_high" in r.labels)
+    for tasks in (["energy_low"], ["energy_high"], ["forces_low"]):
+        before, after = (evaluate(one, known, tasks).metrics for one in (load_model(parent), model))
+        assert after == {task: pytest.approx(found, rel=1e-9) for task, found in before.items()}
+    (found,) = predict_structures(model, [carbon.structure])
+    assert {name for name in found if name.startswith("energy_")} == {"energy_low", "energy_high"}
+    with pytest.raises(ValueError, match=r"holds C; `mine` of this model knows H, O\. Ask for `low`, `high`, or train"):
+        next(predict_structures(model, [carbon.structure], ["mine"]))
+    atoms = carbon.structure.to_ase()
+    atoms.calc = MFMCalculator(model, fidelity="high")
+    assert np.isfinite(atoms.get_potential_energy())
+    assert "energy_mine" not in atoms.calc.results
+    with pytest.raises(ValueError, match="holds C; `mine` of this model knows H, O"):
+        atoms.calc.gap("mine", "low", atoms)
+    with pytest.raises(ValueError, match="elements with `energy_mine` in `mine` must be among the model's"):
+        evaluate(model, store, ["energy_mine"])
 
 
 def test_the_first_evaluation_is_of_the_parent_and_the_rate_is_low(parent, mine, tmp_path):

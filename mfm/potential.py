@@ -127,7 +127,8 @@ class Potential:
         self.neighbours = SkinNeighbours(model.cutoff, skin)
         self._cell = np.zeros((3, 3))
         self._slab_length = 0.0
-        self._widest = 0.0 if self.model.long_range is None else self.model.long_range.largest_width(model.elements)
+        elements = sorted(set[int]().union(*(model.domain.elements_of(name) for name in model.fidelities)))
+        self._widest = 0.0 if self.model.long_range is None else self.model.long_range.largest_width(elements)
 
     @property
     def fidelities(self) -> list[str]:

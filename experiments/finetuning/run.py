@@ -7,8 +7,6 @@ out. One JSON file per model; a model that is there is not trained again.
 """
 
 import argparse
-import dataclasses
-import functools
 import json
 import sys
 from collections.abc import Callable
@@ -18,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from mfm.checkpoint import load_model
-from mfm.data import Record, Store, open_dataset
+from mfm.data import open_dataset
 from mfm.data.card import file_sha256
 from mfm.evaluation.evaluate import evaluate
 from mfm.model import MFMModel
 from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model, summary, write_json
-from mfm.training.transfer import start_from
 
 HERE = Path(__file__).parent
 ARMS = ("scratch", "full", "readout", "frozen", "lora", "replay")
@@ -94,7 +91,7 @@ def find_parent(options: argparse.Namespace) -> Path | None:
     path, checkpoint = options.results / "parent.json", options.parent or options.work / "parent" / "model.mfm"
 
     def more(model: MFMModel) -> dict[str, Any]:
-        return {"checkpoint": file_sha256(checkpoint), **remembered(model, options.fidelity)}
+        return {"checkpoint": file_sha256(checkpoint), **remembered(model)}
 
     if options.parent is None:
         if not run_model(parent_recipe(options), path, {"model": "parent"}, more):
@@ -166,28 +163,12 @@ def recipe(arm: str, seed: int, parent: MFMModel, options: argparse.Namespace) -
         "lora": {"lora_rank": RANK},
     }
     if arm == "replay":
-        data["replay"] = {"data": str(write_replay(options.work / "replay.h5")), "structures": None}
+        # of all its labels, one in twenty would be of DFT, and the parent has left GFN2-xTB behind
+        data["replay"] = {"data": PARENT_DATA, "structures": None, "tasks": [KNOWN]}
     # replayed energies count as much as they did for the parent
     tasks = {KNOWN: {"weight": parent.config.tasks[KNOWN].weight}, new: {"anchor": KNOWN}}
     stage = {"name": "tune", "tasks": [new], "lr": RATE, **how.get(arm, {}), **length}
     return {**content, "data": data, "tasks": tasks, "stages": [stage]}
-
-
-def write_replay(path: Path) -> Path:
-    """The parent's DFT labels, and no other: its last stage was of them alone, and has left GFN2-xTB behind.
-
-    Drawn from all of its data, one structure in twenty would carry them.
-    """
-    if not path.exists():
-        store = open_dataset(PARENT_DATA)
-        names = (KNOWN, KNOWN_FORCES)
-        store = store.subset(np.all([store.coverage(name) for name in names], axis=0))
-        records = [
-            Record(record.structure, {name: record.labels[name] for name in names}, record.molecule, record.origin)
-            for record in store
-        ]
-        Store.from_records(records, store.card).write(path)
-    return path
 
 
 def run(arm: str, seed: int, checkpoint: Path, options: argparse.Namespace) -> bool:
@@ -195,27 +176,16 @@ def run(arm: str, seed: int, checkpoint: Path, options: argparse.Namespace) -> b
     content = recipe(arm, seed, load_model(checkpoint), options)
     labels = {"model": arm, "seed": seed, "frames": options.frames}
     initial = None if arm == "scratch" else checkpoint
-    describe = functools.partial(remembered, fidelity=options.fidelity)
-    return run_model(content, result(arm, seed, options), labels, describe, initial)
+    return run_model(content, result(arm, seed, options), labels, remembered, initial)
 
 
-def remembered(model: MFMModel, fidelity: str) -> dict[str, Any]:
-    """Errors at the parent's level on the molecules that its dataset holds out; nothing if the model lacks that level.
-
-    Parameters
-    ----------
-    fidelity : str
-        The new level, which is left out: where its data lack an element, a model refuses that at its other levels too.
-    """
+def remembered(model: MFMModel) -> dict[str, Any]:
+    """Errors at the parent's level on the molecules that its dataset holds out; nothing if the model lacks it."""
     if KNOWN not in model.tasks:
         return {}
-    old = {name: task for name, task in model.config.tasks.items() if name != f"energy_{fidelity}"}
-    known = {level: atoms for level, atoms in model.domain.references.items() if level != fidelity}
-    domain = dataclasses.replace(model.domain, references=known)
-    parents = start_from(model, model.config.model_copy(update={"tasks": old}), domain, 0, model.dtype)
     store = open_dataset(PARENT_DATA)
     held_out = store.subset(np.isin(store.molecules, store.card.test_molecules) & store.coverage(KNOWN))
-    return {"parent_level": evaluate(parents, held_out, [KNOWN, KNOWN_FORCES]).metrics}
+    return {"parent_level": evaluate(model, held_out, [KNOWN, KNOWN_FORCES]).metrics}
 
 
 def report(results: Path, fidelity: str) -> str:

@@ -15,6 +15,7 @@ from mfm.data.sampling import AtomBudgetBatchSampler
 from mfm.data.splits import Split, by_file, by_molecule, random_frames
 from mfm.data.store import Store
 from mfm.density.basis import DensityBasis, merge_bases
+from mfm.derivatives import DERIVATIVES
 from mfm.fidelity import merge_levels
 from mfm.graph import AtomicGraph, collate, neighbour_list
 from mfm.heads import TaskConfig
@@ -165,8 +166,19 @@ def prepare_data(config: DataConfig, tasks: Sequence[str], inherited: Collection
 
 
 def _replayed(config: ReplayConfig, tasks: Collection[str]) -> Store:
-    """Records of the parent's data that it may see, with a label of one of its tasks."""
+    """Records of the parent's data that it may see, with a label of one of its tasks, or of those that are chosen."""
     store = open_dataset(config.data)
+    if config.tasks is not None:
+        unknown = [task for task in config.tasks if task not in tasks]
+        if unknown:
+            raise ValueError(f"`data.replay.tasks` must be of the parent's {', '.join(tasks)}, got `{unknown[0]}`")
+        tasks = config.tasks
+        kept = {name for task in tasks for name in [task, *_derived(task)]}
+        records = (
+            dataclasses.replace(record, labels={name: record.labels[name] for name in record.labels if name in kept})
+            for record in store.subset(np.any([store.coverage(task) for task in tasks], axis=0))
+        )
+        store = Store.from_records(records, store.card)
     seen = ~np.isin(store.molecules, store.card.test_molecules)
     labelled = np.any([store.coverage(task) for task in tasks], axis=0)
     if not (seen & labelled).any():
@@ -176,6 +188,11 @@ def _replayed(config: ReplayConfig, tasks: Collection[str]) -> Store:
         )
     usable = store.subset(np.flatnonzero(seen & labelled))
     return usable if config.structures is None else _draw(usable, min(config.structures, len(usable)), 0)
+
+
+def _derived(task: str) -> list[str]:
+    prop, fidelity = parse_task(task)
+    return [f"{name}_{fidelity}" for name in DERIVATIVES] if prop == "energy" else []
 
 
 def _divide(store: Store, config: DataConfig, wanted: Sequence[str]) -> Split:

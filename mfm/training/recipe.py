@@ -28,6 +28,8 @@ class ReplayConfig(Config):
     """Dataset, as `data.train`; molecules that its card holds out are left out."""
     structures: int | None = pydantic.Field(1000, gt=0)
     """Structures drawn from it; all if null."""
+    tasks: list[str] | None = None
+    """Of the parent's tasks, those to replay, with forces and stress of energies; all that it has labels of if null."""
     share: float = pydantic.Field(0.5, gt=0, lt=1)
     """Share of the structures of every epoch that are replayed."""
 

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from mfm.checkpoint import load_model
-from mfm.data import open_dataset
+from mfm.config import load_config
+from mfm.training.data import prepare_data
 from mfm.training.experiment import run_model
+from mfm.training.recipe import RunConfig
 from tests.morse import TINY, morse_store
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "finetuning" / "run.py"
@@ -94,9 +96,11 @@ def test_each_arm_moves_what_it_should(study: Path) -> None:
 
 
 def test_what_is_replayed_is_what_the_parent_learned_last(study: Path) -> None:
-    store = open_dataset(study / "work" / "replay.h5")
-    assert sorted(store.labels) == ["energy_dft", "forces_dft"]
-    assert store.coverage("energy_dft").all()
+    config = load_config(RunConfig, study / "work" / "replay-0" / "config.yaml")
+    data = prepare_data(config.data, list(config.model.tasks), ["energy_xtb", "energy_dft"])
+    replayed = data.train.subset(data.replayed)
+    assert sorted(replayed.labels) == ["energy_dft", "forces_dft"]
+    assert replayed.coverage("energy_dft").all()
     replay, full = (read(study / "results" / f"{arm}-0.json") for arm in ("replay", "full"))
     assert replay["train_digest"] != full["train_digest"]
     assert replay["parent_level"] != full["parent_level"]

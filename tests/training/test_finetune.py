@@ -313,6 +313,22 @@ def test_replay_draws_its_share_and_leaves_held_out_molecules_out(mine, morse_fi
     assert np.mean(data.replayed[drawn]) == pytest.approx(0.25, abs=0.03)
 
 
+def test_replay_of_some_tasks_alone(mine, morse_file, tmp_path):
+    def replayed(*tasks: str) -> Store:
+        replay = {"data": str(morse_file), "tasks": list(tasks)}
+        config = _config(mine, tmp_path / "run", data={"train": str(mine), "replay": replay})
+        data = prepare_data(config.data, ["energy_low", "energy_mine"], ["energy_low", "energy_high"])
+        return data.train.subset(data.replayed)
+
+    assert replayed("energy_high").labels == ["energy_high"]
+    assert replayed("energy_high").coverage("energy_high").all()
+    assert sorted(replayed("energy_low").labels) == ["energy_low", "forces_low"]
+    with pytest.raises(
+        ValueError, match=r"`data\.replay\.tasks` must be of the parent's energy_low, .*`energy_x`"
+    ):
+        replayed("energy_x")
+
+
 def test_a_level_that_was_left_out_changes_no_data(mine, morse_file, tmp_path):
     """A run began with the parent's levels and is resumed without one: forces of it alone still count as labels."""
     forces = [Record(r.structure, {"forces_low": r.labels["forces_low"]}, r.molecule) for r in open_dataset(morse_file)]

@@ -250,9 +250,7 @@ def test_results_on_other_data_are_not_averaged(file, tmp_path):
     for n, digest in ((3, "a"), (6, "b")):
         path = Layout(tmp_path).result(Cell("joint", n, 0))
         path.write_text(json.dumps({**json.loads(path.read_text()), "out_of_distribution_digest": digest}))
-    with pytest.raises(
-        ValueError, match=r"out of distribution on different data, a, b; `out_of_distribution`"
-    ):
+    with pytest.raises(ValueError, match=r"out of distribution on different data, a, b; `out_of_distribution`"):
         Findings(config, tmp_path)
 
 

@@ -22,6 +22,7 @@ LAYERS = [
     {"density"},
     {"data"},
     {"backbones", "longrange", "heads", "derivatives", "domain"},
+    {"requests"},
     {"model"},
     {"losses", "checkpoint", "potential", "labelling"},
     {"tracking"},

@@ -62,10 +62,19 @@ def test_heads_turn_with_the_molecule(electronic_model: MFMModel, molecule: Stru
         np.testing.assert_allclose(after[task], expected, rtol=0, atol=EXACT)
 
 
+def tensors_in_crystals(model: MFMModel) -> list[str]:
+    """Polar tensors that a crystal has: none if its atoms have charges of their own, see `check_polarisation`."""
+    long_range = model.config.long_range
+    return [] if long_range is not None and long_range.own_charges else POLAR_TENSORS
+
+
 def test_heads_turn_with_the_crystal(electronic_model: MFMModel, crystal: Structure) -> None:
     matrix = -Rotation.random(random_state=3).as_matrix()
     other = moved(crystal, positions=crystal.positions @ matrix.T, cell=crystal.cell @ matrix.T)
-    before, after = (evaluate(electronic_model, which, IN_CRYSTALS, POLAR_TENSORS) for which in (crystal, other))
+    before, after = (
+        evaluate(electronic_model, which, IN_CRYSTALS, tensors_in_crystals(electronic_model))
+        for which in (crystal, other)
+    )
     for task, value in before.items():
         np.testing.assert_allclose(after[task], turned(value, matrix), rtol=0, atol=EXACT)
 
@@ -87,10 +96,14 @@ def test_heads_follow_the_order_of_atoms(electronic_model: MFMModel, molecule: S
 
 def test_a_batch_equals_its_structures(electronic_model: MFMModel, molecule: Structure, crystal: Structure) -> None:
     atom = Structure(np.array([8]), np.zeros((1, 3)), multiplicity=3)
-    for structures, tasks in (([molecule, atom, molecule], TASKS), ([crystal, molecule, atom], IN_CRYSTALS)):
+    in_crystals = tensors_in_crystals(electronic_model)[:1]
+    for structures, tasks, tensors in (
+        ([molecule, atom, molecule], TASKS, POLAR_TENSORS[:1]),
+        ([crystal, molecule, atom], IN_CRYSTALS, in_crystals),
+    ):
         graphs = [build_graph(structure, electronic_model.cutoff, dtype=torch.float64) for structure in structures]
-        together = electronic_model.predict(collate(graphs), tasks, quantities=POLAR_TENSORS[:1])
-        alone = [electronic_model.predict(graph, tasks, quantities=POLAR_TENSORS[:1]) for graph in graphs]
+        together = electronic_model.predict(collate(graphs), tasks, quantities=tensors)
+        alone = [electronic_model.predict(graph, tasks, quantities=tensors) for graph in graphs]
         for name, value in together.items():
             torch.testing.assert_close(value, torch.cat([single[name] for single in alone]), rtol=0, atol=EXACT)
 

@@ -99,7 +99,7 @@ def test_what_is_replayed_is_what_the_parent_learned_last(study: Path) -> None:
     config = load_config(RunConfig, study / "work" / "replay-0" / "config.yaml")
     data = prepare_data(config.data, list(config.model.tasks), ["energy_xtb", "energy_dft"])
     replayed = data.train.subset(data.replayed)
-    assert sorted(replayed.labels) == ["energy_dft", "forces_dft"]
+    assert {name for name in replayed.labels if replayed.coverage(name).any()} == {"energy_dft", "forces_dft"}
     assert replayed.coverage("energy_dft").all()
     replay, full = (read(study / "results" / f"{arm}-0.json") for arm in ("replay", "full"))
     assert replay["train_digest"] != full["train_digest"]

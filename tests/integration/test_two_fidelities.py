@@ -86,7 +86,7 @@ def test_what_cannot_be_evaluated_is_named(trained, morse_file, tmp_path):
     (tmp_path / "neon.xyz").write_text(
         '2\nProperties=species:S:1:pos:R:3 energy=-1.0 pbc="F F F"\nNe 0 0 0\nH 0 0 1\n', encoding="utf-8"
     )
-    with pytest.raises(ValueError, match=r"must be among the model's \[1, 6, 8\], got \[10\]"):
+    with pytest.raises(ValueError, match=r"must be among the model's \[1, 6, 8\] at that level, got \[10\]"):
         evaluate(model, open_dataset(tmp_path / "neon.xyz", fidelity="low"))
 
 

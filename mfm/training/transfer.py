@@ -61,6 +61,8 @@ def _gentle(config: RunConfig) -> RunConfig:
     """The recipe with a lower learning rate, if it does not state one: that of a fresh model undoes what one knows."""
     if "lr" in config.optimizer.model_fields_set:
         return config
+    if all(stage.lr is not None or stage.skip for stage in config.stages):
+        return config
     logger.info(
         "learning rate of stages that state none: %g, since the model starts from another one", FINE_TUNING_RATE
     )

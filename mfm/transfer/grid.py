@@ -76,6 +76,8 @@ def run_grid(config: TransferConfig, folder: Path, n_workers: int = 1) -> bool:
         If the folder holds models of another study, or see :func:`write_data`.
     """
     layout = Layout(folder)
+    if config.out_of_distribution is not None:
+        open_dataset(config.out_of_distribution)  # before anything is trained
     keep_settings(layout, config, _MAY_GROW, functools.partial(write_data, config, layout))
     cells = config.cells()
     waves = [

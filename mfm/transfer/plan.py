@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import pydantic
 
 from mfm.config import Config, validate
-from mfm.properties import task_name
+from mfm.properties import parse_task, task_name
 from mfm.training.recipe import RunConfig
 
 __all__ = ["BASELINE", "STRATEGIES", "Cell", "Compute", "Stability", "Strategy", "TransferConfig"]
@@ -76,6 +76,8 @@ class TransferConfig(Config):
     """Part of the compute that strategies which denoise first spend on that, on the structures of the training part."""
     rate: float = pydantic.Field(1e-3, gt=0)
     """Learning rate after a stage of the low level."""
+    weights: dict[str, float] = pydantic.Field(default_factory=dict)
+    """Fidelity to the weight of its energies in the loss; 1 if not given."""
     strategies: list[str] = pydantic.Field(default_factory=lambda: list(STRATEGIES))
     """Which to compare."""
     seeds: int = pydantic.Field(3, gt=0)
@@ -98,6 +100,9 @@ class TransferConfig(Config):
             raise ValueError(f"`low` and `high` must differ, both are `{self.low}`")
         if sorted(set(self.labels)) != self.labels or self.labels[0] < 1:
             raise ValueError(f"`labels` must rise from at least 1, got {self.labels}")
+        strange = [name for name in self.weights if name not in (self.low, self.high)]
+        if strange or min(self.weights.values(), default=1.0) <= 0:
+            raise ValueError(f"`weights` must be positive, of `{self.low}` and `{self.high}`, got {self.weights}")
         taken = [key for key in ("name", "tasks", "stages", "seed", "output") if key in self.run]
         if taken:
             raise ValueError(f"`run` must leave `{taken[0]}` to the study")
@@ -133,7 +138,10 @@ class TransferConfig(Config):
             **self.run,
             "data": data,
             "name": f"{self.name}-{cell.name}",
-            "tasks": strategy.tasks(low, high),
+            "tasks": {
+                name: {"weight": self.weights.get(parse_task(name).fidelity, 1.0), **task}
+                for name, task in strategy.tasks(low, high).items()
+            },
             "stages": strategy.stages(low, high, self),
             "seed": cell.seed,
             "output": folder,

@@ -215,6 +215,7 @@ def test_harm_is_flagged_where_seeds_agree(file, tmp_path):
         ({"strategies": ["anchor"]}, r"`strategies` must hold `scratch`"),
         ({"labels": [6, 3]}, r"`labels` must rise"),
         ({"low": "high"}, r"`low` and `high` must differ"),
+        ({"weights": {"hihg": 2}}, r"`weights` must be positive, of `low` and `high`, got {'hihg': 2.0}"),
         ({"compute": {}}, r"one of `max_steps` and `max_minutes`"),
         ({"run": {"data": {"train": "x"}, "seed": 1}}, r"`run` must leave `seed` to the study"),
         ({"run": {"data": {"train": "x"}, "optimizr": {}}}, r"unknown key; did you mean `optimizer`"),
@@ -304,6 +305,21 @@ def test_all_strategies_make_valid_recipes(file):
     for cell in config.cells():
         recipe = config.recipe(cell, str(file), str(file), "folder")
         assert ("energy_high" in recipe.model.tasks) == (cell.n_labels > 0)
+
+
+def test_weights_are_those_of_all_models(file):
+    config = _config(file, strategies=list(STRATEGIES), weights={"high": 0.1})
+    for cell in config.cells():
+        tasks = config.recipe(cell, str(file), str(file), "folder").model.tasks
+        assert {name: task.weight for name, task in tasks.items()} == {
+            name: 0.1 if name == "energy_high" else 1.0 for name in tasks
+        }
+
+
+def test_data_out_of_distribution_are_looked_for_before_training(file, tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.h5"):
+        run_grid(_config(file, out_of_distribution=str(tmp_path / "nowhere.h5")), tmp_path / "study")
+    assert not (tmp_path / "study" / "data").exists()
 
 
 def test_how_foreign_files_are_read_is_not_asked_of_the_studys_own(file):

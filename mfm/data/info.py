@@ -83,7 +83,7 @@ def format_description(description: Mapping[str, Any]) -> str:
 
 def _structures(store: Store) -> dict[str, Any]:
     composition = store.composition(store.elements).sum(axis=0)
-    structures = [record.structure for record in store]
+    structures = list(store.structures())
     origins = Counter(origin for origin in store.origins.tolist() if origin)
     return {
         "count": len(store),
@@ -175,12 +175,12 @@ def _duplicates(store: Store) -> dict[str, int]:
     index = GeometryIndex()
     energies = {task: store.energies(task) for task in store.labels if parse_task(task).property == "energy"}
     n_equal = n_contradicting = 0
-    for i, record in enumerate(store):
-        earlier = index.find(record.structure)
+    for i, structure in enumerate(store.structures()):
+        earlier = index.find(structure)
         if earlier:
             n_equal += 1
             n_contradicting += any(abs(values[i] - values[earlier[0]]) > 1e-4 for values in energies.values())
-        index.add(record.structure, i)
+        index.add(structure, i)
     return {"geometries": n_equal, "contradicting": n_contradicting}
 
 

@@ -191,9 +191,9 @@ def check_split(store: Store, split: Mapping[str, np.ndarray], whole_molecules: 
 def shared_geometries(one: Store, other: Store) -> np.ndarray:
     """Positions in `other` of the geometries that `one` also holds: what would leak."""
     index = GeometryIndex()
-    for i, record in enumerate(one):
-        index.add(record.structure, i)
-    return np.array([i for i, record in enumerate(other) if index.find(record.structure)], dtype=np.int64)
+    for i, structure in enumerate(one.structures()):
+        index.add(structure, i)
+    return np.array([i for i, structure in enumerate(other.structures()) if index.find(structure)], dtype=np.int64)
 
 
 def leaks(known: Store, held_out: Store) -> list[str]:

@@ -81,20 +81,7 @@ class Store:
         return len(self._selection)
 
     def __getitem__(self, item: int) -> Record:
-        if not -len(self) <= item < len(self):
-            raise IndexError(f"record must lie in 0 to {len(self) - 1}, got {item}")
-        row = int(self._selection[item])
-        first, last = self._offsets[row], self._offsets[row + 1]
-        column = {name: self._columns[f"structures/{name}"] for name in ("cell", "pbc", "charge", "multiplicity")}
-        structure = Structure(
-            np.array(self._columns["structures/atomic_numbers"][first:last]),
-            np.array(self._columns["structures/positions"][first:last]),
-            np.array(column["cell"][row]),
-            np.array(column["pbc"][row]),
-            charge=int(column["charge"][row]),
-            multiplicity=int(column["multiplicity"][row]),
-        )
-        labels, flags = {}, {}
+        row, labels, flags = self._row(item), {}, {}
         for task in self.labels:
             place = self._place(f"labels/{task}")[row]
             if place >= 0:
@@ -106,7 +93,28 @@ class Store:
         molecule, origin = (
             self._tables[name][self._columns[f"structures/{name}"][row]] for name in ("molecule", "origin")
         )
-        return Record(structure, labels, molecule, origin, flags)
+        return Record(self._structure(row), labels, molecule, origin, flags)
+
+    def _row(self, item: int) -> int:
+        if not -len(self) <= item < len(self):
+            raise IndexError(f"record must lie in 0 to {len(self) - 1}, got {item}")
+        return int(self._selection[item])
+
+    def _structure(self, row: int) -> Structure:
+        first, last = self._offsets[row], self._offsets[row + 1]
+        column = {name: self._columns[f"structures/{name}"] for name in ("cell", "pbc", "charge", "multiplicity")}
+        return Structure(
+            np.array(self._columns["structures/atomic_numbers"][first:last]),
+            np.array(self._columns["structures/positions"][first:last]),
+            np.array(column["cell"][row]),
+            np.array(column["pbc"][row]),
+            charge=int(column["charge"][row]),
+            multiplicity=int(column["multiplicity"][row]),
+        )
+
+    def structures(self) -> Iterator[Structure]:
+        """Structures of all records, without reading a label."""
+        return (self._structure(int(row)) for row in self._selection)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
@@ -130,6 +138,11 @@ class Store:
     def n_atoms(self) -> np.ndarray:
         """(n_records,), number of atoms of each record."""
         return np.asarray(self._columns["structures/n_atoms"], dtype=np.int64)[self._selection]
+
+    @cached_property
+    def total_charges(self) -> np.ndarray:
+        """(n_records,), e, total charge of each record."""
+        return self._gather("structures/charge")
 
     @cached_property
     def molecules(self) -> np.ndarray:

@@ -41,7 +41,7 @@ def mesh_shapes(cell: Tensor, spacing: float) -> list[tuple[int, int, int]]:
         if min(shape) < ORDER:
             raise ValueError(
                 f"a mesh needs at least {ORDER} points along each lattice vector, got {shape} for lengths"
-                f" {', '.join(f'{x:.2f}' for x in row)} Å; use the exact sum for such a cell"
+                f" {', '.join(f'{x:.2f}' for x in row)} Å; use the exact sum (`model.long_range.mesh_above`)"
             )
     return [(a, b, c) for a, b, c in shapes]
 

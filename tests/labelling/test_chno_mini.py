@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mfm.data.info import describe, format_description
 from mfm.data.joining import join_labels
 from mfm.data.opening import BUILTIN_FOLDER, open_dataset
 from mfm.data.records import Record
@@ -42,6 +43,16 @@ def test_counts(store: Store) -> None:
     # the same geometry would have the same energy to the last bit
     assert len(np.unique(store.values("energy_xtb"))) == store.coverage("energy_xtb").sum()
     assert sum(file.stat().st_size for file in BUILTIN_FOLDER.glob("*.h5")) < 25e6
+
+
+def test_what_is_said_of_it(store: Store) -> None:
+    """`mfm data info`: coverage and ranges of all levels, flags, sizes of the parts, and no leak between them."""
+    told = describe(store)
+    assert told["split"]["leaks"] == []
+    text = format_description(told)
+    assert "leakage       none" in text
+    for level in ("xtb", "dft", "ccsdt"):
+        assert f"energy_{level}" in text
 
 
 def test_densities_belong_to_it(store: Store, dft: Store) -> None:

@@ -79,6 +79,27 @@ def test_point_charges(load) -> None:
         assert function(positions)[1][2, 1] == pytest.approx(-slope, rel=1e-5)
 
 
+@pytest.mark.parametrize("polarised", [False, True])
+def test_charges_with_polarisation_are_told_from_those_without(load, polarised: bool) -> None:
+    """Fits find again what energies were made of, and the far slope with it."""
+    script, ewald = load("dimers_limit"), load("ewald").Ewald(24.0)
+    axis = np.array([0.6, 0.0, 0.8])
+
+    def made(distances: list[float]) -> object:
+        pairs = [ewald(np.stack([np.zeros(3), (r - 0.4) * axis]), np.array([1.0, -1.0])) for r in distances]
+        energies = [energy + 0.3 - 2.0 * polarised * float(forces[0] @ forces[0]) for energy, forces in pairs]
+        return script.Pairs(np.array(distances), np.array(energies))
+
+    near, far = made([6.0, 6.6, 7.4, 8.2, 9.0]), made([10.0, 10.6, 11.2])
+    found = script.fit(near, far, axis, 24.0, True)
+    assert found["shift"] == pytest.approx(0.4, abs=1e-3)
+    assert found["polarisation"] == pytest.approx(2.0 * polarised, abs=1e-2)
+    assert found["slope_ratio"] == pytest.approx(1.0, abs=1e-3)
+    without = script.fit(near, far, axis, 24.0, False)
+    assert (abs(without["slope_ratio"] - 1.0) > 0.01) == polarised
+    assert "| 6.00 | yes |" in script.report([found])
+
+
 def write_dimers(folder: Path) -> None:
     """Two water-like fragments of opposite charge, with energies −k_e/r."""
     folder.mkdir(parents=True)

@@ -16,3 +16,12 @@ def logging_as_before() -> Iterator[None]:
         logger.handlers[:] = handlers
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """Runs without drawing, which takes longer than the training of small models; files are there, but empty."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mfm.evaluation.evaluate.plot_parity", lambda *args, **kwargs: args[1].touch())
+        patch.setattr("mfm.training.run.plot_learning_curves", lambda *args, **kwargs: args[1].touch())
+        yield

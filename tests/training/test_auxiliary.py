@@ -1,7 +1,6 @@
 """Denoising beside labels: what is displaced, what is told, that nothing is left at inference, and the stage."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,7 @@ TASKS = ["energy_low", "energy_high", "forces_low", "hessian_product_low"]
 REFERENCES = {level: {1: 0.0, 6: 0.0, 8: 0.0} for level in ("low", "high")}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _no_figures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mfm.evaluation.evaluate.plot_parity", lambda *args, **kwargs: args[1].touch())
-        patch.setattr("mfm.training.run.plot_learning_curves", lambda *args, **kwargs: args[1].touch())
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def _dataset() -> GraphDataset:

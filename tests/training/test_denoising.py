@@ -1,6 +1,5 @@
 """Denoising: what an equivariant model can see of noise, the floor of the loss, and the stage in a recipe."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,7 @@ from mfm.training.run import train
 from tests.morse import recipe
 from tests.tiny import tiny_model
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_figures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mfm.evaluation.evaluate.plot_parity", lambda *args, **kwargs: args[1].touch())
-        patch.setattr("mfm.training.run.plot_learning_curves", lambda *args, **kwargs: args[1].touch())
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.mark.parametrize(("name", "n_invisible"), [("H2O", 6), ("CH3OH", 6), ("CO2", 5), ("O2", 5)])

@@ -1,6 +1,5 @@
 """All stages of one recipe: denoising, cheap labels, two levels mixed, fine-tuning; stopped anywhere, each skipped."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,7 @@ _random = np.random.default_rng(20261126)
 POSITIONS = [(str(_random.choice([s["name"] for s in STAGES])), int(_random.integers(1, STEPS))) for _ in range(5)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _no_figures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mfm.evaluation.evaluate.plot_parity", lambda *args, **kwargs: args[1].touch())
-        patch.setattr("mfm.training.run.plot_learning_curves", lambda *args, **kwargs: args[1].touch())
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def _config(file: Path, output: Path, skip: str = "", **changes: Any) -> RunConfig:

@@ -131,7 +131,7 @@ def test_what_is_refused(
 ) -> None:
     monkeypatch.delenv("MFM_BENCHMARK_DATA", raising=False)
     try:
-        status = run.main(arguments)
+        status = run.main([*arguments, "--core", "-1"])
     except SystemExit as stopped:
         status = stopped.code
     assert status != 0

@@ -56,7 +56,8 @@ def test_transfer_study(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     write_transfer_data(one, layout)
     train, test = open_dataset(layout.train(Cell("scratch", 500, 0))), open_dataset(layout.test)
-    assert (train.coverage("energy_ccsdt").sum(), train.coverage("forces_dft").sum()) == (500, 921)
+    assert train.coverage("energy_ccsdt").sum() == 500
+    assert train.coverage("forces_dft").sum() > 1000
     assert test.coverage("energy_ccsdt").sum() == 42
     assert set(train.molecules).isdisjoint(test.molecules)
     assert heavy_atoms(train).max() == 4

@@ -140,11 +140,6 @@ class Store:
         return np.asarray(self._columns["structures/n_atoms"], dtype=np.int64)[self._selection]
 
     @cached_property
-    def total_charges(self) -> np.ndarray:
-        """(n_records,), e, total charge of each record."""
-        return self._gather("structures/charge")
-
-    @cached_property
     def molecules(self) -> np.ndarray:
         """(n_records,), group key of each record."""
         return self._strings("molecule")

@@ -131,7 +131,7 @@ def _forces(store: Store, task: str) -> list[str]:
 def _charge_sum(store: Store, task: str) -> list[str]:
     labelled = store.subset(store.coverage(task))
     starts = np.concatenate([[0], np.cumsum(labelled.n_atoms)[:-1]])
-    error = np.abs(np.add.reduceat(labelled.values(task), starts) - labelled.total_charges)
+    error = np.abs(np.add.reduceat(labelled.values(task), starts) - labelled.charges)
     n_wrong = int((error > _CHARGE_SUM).sum())
     if n_wrong == 0:
         return []

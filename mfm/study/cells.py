@@ -82,7 +82,8 @@ def keep_settings(layout: Layout, config: Config, may_grow: set[str], prepare: C
     common = json.loads(config.model_dump_json(exclude=may_grow))
     if layout.study.exists():
         written = json.loads(layout.study.read_text(encoding="utf-8"))
-        defaults = {name: field.get_default() for name, field in type(config).model_fields.items()}
+        fields = type(config).model_fields.items()
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in fields}
         # a setting that came later is as if it had been written: models then had what is its default now
         added = {name: common[name] for name in common.keys() - written.keys() if common[name] == defaults[name]}
         then, now = flatten({**written, **added}), flatten(common)

@@ -169,7 +169,8 @@ def structures_to_denoise(data: RunData, source: str | None, origins: Sequence[s
         If an origin is unknown or nothing is left.
     """
     where = "the training part" if source is None else f"`{source}`"
-    store = (data.structures or data.train) if source is None else _not_held_out(open_dataset(source), data, source)
+    whole = data.train if data.structures is None else data.structures
+    store = whole if source is None else _not_held_out(open_dataset(source), data, source)
     if origins is not None:
         unknown = sorted(set(origins) - set(store.origins.tolist()))
         if unknown:
@@ -194,9 +195,9 @@ def _not_held_out(store: Store, data: RunData, source: str) -> Store:
     kept = ~np.isin(store.molecules, sorted(away - {""}))
     if any(part.molecules[row] in shared | {""} for part in parts for row in range(len(part))):
         index = GeometryIndex()
-        for number, record in enumerate(itertools.chain.from_iterable(parts)):
-            index.add(record.structure, number)
-        kept &= ~np.array([bool(index.find(record.structure)) for record in store], dtype=bool)
+        for number, structure in enumerate(itertools.chain.from_iterable(part.structures() for part in parts)):
+            index.add(structure, number)
+        kept &= ~np.array([bool(index.find(structure)) for structure in store.structures()], dtype=bool)
     if not kept.any():
         raise ValueError(f"all of `{source}` is held out by the run; name other `structures` to denoise")
     return store.subset(np.flatnonzero(kept))

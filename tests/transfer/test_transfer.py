@@ -261,13 +261,15 @@ def test_a_study_goes_on_when_mfm_has_a_new_setting(file, tmp_path):
     keep_settings(Layout(tmp_path), config, set(), lambda: None)
     path = Layout(tmp_path).study
     written = json.loads(path.read_text())
-    del written["denoise_share"]
+    del written["denoise_share"], written["weights"]
     path.write_text(json.dumps(written))
     keep_settings(Layout(tmp_path), config, set(), lambda: None)
     assert json.loads(path.read_text())["denoise_share"] == config.denoise_share
     path.write_text(json.dumps(written))
     with pytest.raises(ValueError, match="another `denoise_share`"):
         keep_settings(Layout(tmp_path), _config(file, denoise_share=0.5), set(), lambda: None)
+    with pytest.raises(ValueError, match=r"another `weights\.high`"):
+        keep_settings(Layout(tmp_path), _config(file, weights={"high": 0.1}), set(), lambda: None)
 
 
 def test_the_command_reports_what_is_there(study, capsys, tmp_path):

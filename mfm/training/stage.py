@@ -140,11 +140,12 @@ class _Work(NamedTuple):
 def _learn(model: MFMModel, data: RunData, config: RunConfig, number: int, ranks: Ranks) -> _Work:
     """Errors of labels."""
     stage = config.stages[number]
-    tasks, store, replayed = _material(model, data, stage.name, config.stage_tasks(stage))
+    asked, store, replayed = _material(model, data, stage.name, config.stage_tasks(stage))
+    tasks = _with_bases(model, asked, store)
     derivatives = stage_derivatives(store, model.config.tasks, tasks)
     dataset = GraphDataset(store, model.cutoff, [*tasks, *derivatives], model.domain.references, model.dtype)
     # another order in each stage
-    sampler = stage_sampler(store, tasks, config.batch, config.seed + 1000 * number, replayed, ranks)
+    sampler = stage_sampler(store, asked, config.batch, config.seed + 1000 * number, replayed, ranks)
     targets = Targets(tasks, derivatives, _residuals(model, tasks))
     return _Work(targets, dataset, len(store), sampler, _losses(model, config.optimizer, store, ranks))
 
@@ -200,6 +201,23 @@ def _material(
     rows = np.flatnonzero(used)
     mixture = (replayed[rows], data.replay_share) if again else None
     return [task for task in model.tasks if task in own or task in again], data.train.subset(rows), mixture
+
+
+def _with_bases(model: MFMModel, tasks: Sequence[str], store: Store) -> list[str]:
+    """The tasks, and those they build on as far as the records carry labels of them, in the model's order.
+
+    The sum of a level and what corrects it does not determine the two: left to itself the lower level drifts, by
+    electronvolts, and the gap with it. The labels that the structures carry anyway hold it in its place and teach the
+    gap.
+    """
+    found = set(tasks)
+    for name in tasks:
+        base = model.config.tasks[name].base
+        while base is not None:
+            if store.coverage(base).any():
+                found.add(base)
+            base = model.config.tasks[base].base
+    return [task for task in model.tasks if task in found]
 
 
 def _residuals(model: MFMModel, tasks: Sequence[str]) -> list[str]:

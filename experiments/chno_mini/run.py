@@ -188,6 +188,7 @@ ROWS: list[tuple[str, tuple[str, ...]]] = [
     ("CCSD(T) energy MAE, meV/atom", ("metrics", "energy_ccsdt", "mae_mev_per_atom")),
     ("DFT energy MAE, meV", ("metrics", "energy_dft", "mae_mev")),
     ("DFT force MAE, meV/Å", ("metrics", "forces_dft", FORCE_ERROR)),
+    ("GFN2-xTB energy MAE, meV", ("metrics", "energy_xtb", "mae_mev")),
     ("larger than any trained on: CCSD(T) energy MAE, meV/atom", ("larger", "energy_ccsdt", "mae_mev_per_atom")),
     ("larger: DFT energy MAE, meV/atom", ("larger", "energy_dft", "mae_mev_per_atom")),
     ("larger: DFT force MAE, meV/Å", ("larger", "forces_dft", FORCE_ERROR)),

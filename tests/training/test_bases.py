@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from mfm.config import validate
-from mfm.data import open_dataset
 from mfm.model import build_model
 from mfm.training.data import fit_domain, prepare_data
 from mfm.training.recipe import RunConfig

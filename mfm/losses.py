@@ -83,7 +83,7 @@ def loss_terms(
     An anchored or conditioned level learns the gap to its base, E_f − E_base, from structures that carry both labels,
     in units of the gaps' own size. From the energies alone it would see a gap of 0.1 eV through errors of the base of
     the same size, in units made for forces of several eV/Å, and the gap's slope, its only source of forces, would stay
-    unknown.
+    unknown. A level with forces of its own learns from these and from its energies themselves.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Units of the loss: how large labels, and gaps between levels, are in the training set."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -22,15 +22,23 @@ _SAMPLED = 100
 
 
 def gap_scales(
-    store: Store, tasks: Mapping[str, TaskConfig], references: Mapping[str, Mapping[int, float]]
+    store: Store,
+    tasks: Mapping[str, TaskConfig],
+    references: Mapping[str, Mapping[int, float]],
+    derivatives: Collection[str] = (),
 ) -> dict[str, float]:
-    """Joined energy → root mean square gap to its base, eV per atom, where structures carry both energies."""
+    """Joined energy → root mean square gap to its base, eV per atom, where structures carry both energies.
+
+    Levels whose forces are among the derivatives that are learned have none: these tell the slope of the gap, and
+    energies that are learned through the gap alone would be no better than the base's.
+    """
     found = {}
     for name, task in tasks.items():
-        if task.base is not None and parse_task(name).property == "energy":
-            fidelity, base = parse_task(name).fidelity, parse_task(task.base).fidelity
-            if (size := disagreement(store, fidelity, base, references)) > 0:
-                found[name] = max(size, _SMALLEST_GAP)
+        fidelity = parse_task(name).fidelity
+        if task.base is None or parse_task(name).property != "energy" or task_name("forces", fidelity) in derivatives:
+            continue
+        if (size := disagreement(store, fidelity, parse_task(task.base).fidelity, references)) > 0:
+            found[name] = max(size, _SMALLEST_GAP)
     return found
 
 

@@ -147,7 +147,7 @@ def _learn(model: MFMModel, data: RunData, config: RunConfig, number: int, ranks
     # another order in each stage
     sampler = stage_sampler(store, asked, config.batch, config.seed + 1000 * number, replayed, ranks)
     targets = Targets(tasks, derivatives, _residuals(model, tasks))
-    return _Work(targets, dataset, len(store), sampler, _losses(model, config.optimizer, store, ranks))
+    return _Work(targets, dataset, len(store), sampler, _losses(model, config.optimizer, store, derivatives, ranks))
 
 
 def _denoise(model: MFMModel, data: RunData, config: RunConfig, number: int, ranks: Ranks) -> _Work:
@@ -229,9 +229,9 @@ def _residuals(model: MFMModel, tasks: Sequence[str]) -> list[str]:
     return names if config.fidelities == "own" else names[:1]
 
 
-def _losses(model: MFMModel, config: OptimizerConfig, store: Store, ranks: Ranks) -> Losses:
+def _losses(model: MFMModel, config: OptimizerConfig, store: Store, derivatives: Sequence[str], ranks: Ranks) -> Losses:
     tasks, scale = model.config.tasks, model.domain.scale
-    gaps = {**gap_scales(store, tasks, model.domain.references), **label_gaps(store, tasks)}
+    gaps = {**gap_scales(store, tasks, model.domain.references, derivatives), **label_gaps(store, tasks)}
     sizes = label_scales(store, tasks)
     conditioned = any(task.join == "conditioned" for task in tasks.values())
 

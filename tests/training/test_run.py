@@ -313,6 +313,8 @@ def test_sizes_of_gaps(morse_file, join):
     residuals = [residual_energies(store, f"energy_{level}", ATOMS[level]) for level in ("high", "low")]
     per_atom = (residuals[0] - residuals[1]) / store.n_atoms
     assert gap_scales(store, tasks, ATOMS) == {"energy_high": pytest.approx(np.sqrt(np.nanmean(per_atom**2)))}
+    assert gap_scales(store, tasks, ATOMS, ["forces_low"]) == gap_scales(store, tasks, ATOMS)
+    assert gap_scales(store, tasks, ATOMS, ["forces_low", "forces_high"]) == {}
     assert gap_scales(store, {**tasks, "energy_high": TaskConfig()}, ATOMS) == {}
     unpaired = store.subset(~store.coverage("energy_high"))
     assert gap_scales(unpaired, tasks, ATOMS) == {}

@@ -142,8 +142,8 @@ class StageConfig(Config):
     objective: Literal["supervised", "denoising"] = "supervised"
     """What is minimised: errors of labels, or, without any label, errors of the noise that positions were given."""
     tasks: Literal["all"] | list[str] = "all"
-    """Tasks that train; structures without a label of any of them are left out. What they build on trains along, where
-    these structures carry its labels. Denoising trains the representation."""
+    """Tasks that train; structures without a label of any of them are left out. Energies that theirs build on train
+    along where these structures carry the labels. Denoising trains the representation."""
     noise: float | None = pydantic.Field(None, gt=0)
     """Denoising: standard deviation of every coordinate, Å; 0.04 if not given."""
     structures: str | None = None

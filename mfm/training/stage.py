@@ -204,14 +204,13 @@ def _material(
 
 
 def _with_bases(model: MFMModel, tasks: Sequence[str], store: Store) -> list[str]:
-    """The tasks, and those they build on as far as the records carry labels of them, in the model's order.
+    """The tasks, and the energies that theirs build on as far as the records carry the labels, in the model's order.
 
     The sum of a level and what corrects it does not determine the two: left to itself the lower level drifts, by
-    electronvolts, and the gap with it. The labels that the structures carry anyway hold it in its place and teach the
-    gap.
+    electronvolts, and the gap with it. The labels that the structures carry anyway hold it in its place.
     """
     found = set(tasks)
-    for name in tasks:
+    for name in (task for task in tasks if parse_task(task).property == "energy"):
         base = model.config.tasks[name].base
         while base is not None:
             if store.coverage(base).any():

@@ -51,7 +51,7 @@ def build_graph(
     labels: Mapping[str, np.ndarray] | None = None,
     label_names: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
-    neighbours: tuple[np.ndarray, np.ndarray] | None = None,
+    neighbours: tuple[np.ndarray, np.ndarray] | tuple[Tensor, Tensor] | None = None,
 ) -> AtomicGraph:
     """Graph of one structure.
 
@@ -63,7 +63,7 @@ def build_graph(
     label_names : sequence of str
         Tasks the graph shall carry; those absent from `labels` become NaN of the right shape.
     neighbours : (edge_index, unit_shifts), optional
-        What :func:`neighbour_list` returned, when it is already known.
+        What :func:`neighbour_list` returned, when it is already known; as tensors on any device.
 
     Raises
     ------

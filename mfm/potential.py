@@ -3,14 +3,14 @@
 import dataclasses
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import vesin
+from torch import Tensor
 
 from mfm.density.evaluator import MolecularDensity
-from mfm.graph import Structure, build_graph
+from mfm.graph import Structure, build_graph, neighbour_list
 from mfm.longrange.lattice import SLAB_MARGIN
 from mfm.model import MFMModel, build_model
 from mfm.properties import parse_task
@@ -52,17 +52,29 @@ def check_fidelity(name: str, known: Sequence[str]) -> str:
     raise ValueError(f"`fidelity` must be one of {', '.join(known)}, got `{name}`{hint}")
 
 
+class _Candidates(NamedTuple):
+    """Pairs within the cutoff and the skin, and the structure that they were searched for."""
+
+    structure: Structure
+    edge_index: Tensor  # (2, n_pairs)
+    unit_shifts: Tensor  # (n_pairs, 3)
+    translations: Tensor  # (n_pairs, 3), Å
+
+
 class SkinNeighbours:
     """Neighbour list that is searched anew only when an atom has moved more than half the skin.
 
-    The list returned is exact at every step: pairs in the skin are filtered out. It is also renewed when the cell,
-    the periodicity or the number of atoms change.
+    The list returned is exact at every step: pairs in the skin are filtered out, on the device where the model is, so
+    that no list has to be copied there between two searches. It is also renewed when the cell, the periodicity or the
+    number of atoms change.
 
     Parameters
     ----------
     cutoff : float, Å
     skin : float, Å
         0 searches at every step.
+    device : torch.device, optional
+        Where lists are wanted, by default the CPU.
 
     Raises
     ------
@@ -70,18 +82,15 @@ class SkinNeighbours:
         If `skin` is negative.
     """
 
-    def __init__(self, cutoff: float, skin: float = 0.5) -> None:
+    def __init__(self, cutoff: float, skin: float = 0.5, device: torch.device | None = None) -> None:
         if skin < 0:
             raise ValueError(f"`skin` must be 0 Å or more, got {skin}; 0 searches the neighbours at every step")
         self.cutoff = cutoff
         self.skin = skin
-        self._search: Any = None
+        self.device = torch.device("cpu") if device is None else device
+        self._candidates: _Candidates | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        # the search lives in C memory: a copy starts without it and makes its own
-        return {**self.__dict__, "_search": None}
-
-    def __call__(self, structure: Structure) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, structure: Structure) -> tuple[Tensor, Tensor]:
         """Edges and lattice translations, as :func:`mfm.graph.neighbour_list` returns them.
 
         Returns
@@ -90,16 +99,30 @@ class SkinNeighbours:
             Senders, receivers; sorted by receiver.
         unit_shifts : (n_edges, 3), int64
         """
-        if self._search is None:
-            self._search = vesin.NeighborList(cutoff=self.cutoff, full_list=True, sorted=True, skin=self.skin)
-        receivers, senders, shifts = self._search.compute(
-            points=structure.positions,
-            # a vector that does not repeat must not reach the search, as in `neighbour_list`
-            box=np.where(structure.pbc[:, None], structure.cell, 0.0),
-            periodic=structure.pbc,
-            quantities="ijS",
-        )
-        return np.stack([senders, receivers]).astype(np.int64), shifts.astype(np.int64)
+        found = self._candidates
+        if found is None or not self._serve(found, structure):
+            found = self._candidates = self._search(structure)
+        # in float64, as the search does, whatever the network is
+        positions = torch.as_tensor(structure.positions).to(self.device)
+        senders, receivers = found.edge_index
+        vectors = positions.index_select(0, senders) - positions.index_select(0, receivers) + found.translations
+        near = (vectors.square().sum(dim=1) < self.cutoff**2).nonzero().squeeze(1)
+        return found.edge_index.index_select(1, near), found.unit_shifts.index_select(0, near)
+
+    def _serve(self, found: _Candidates, structure: Structure) -> bool:
+        """Whether all pairs within the cutoff are still among the candidates."""
+        old = found.structure
+        if len(old) != len(structure) or (old.pbc != structure.pbc).any() or (old.cell != structure.cell).any():
+            return False
+        moved = np.square(structure.positions - old.positions).sum(axis=1).max()
+        return bool(moved < (0.5 * self.skin) ** 2)
+
+    def _search(self, structure: Structure) -> _Candidates:
+        edge_index, shifts = neighbour_list(structure, self.cutoff + self.skin)
+        parts = (edge_index, shifts, shifts @ structure.cell)
+        # of its own: arrays of a structure may be views of atoms that move on
+        kept = dataclasses.replace(structure, positions=structure.positions.copy(), cell=structure.cell.copy())
+        return _Candidates(kept, *(torch.as_tensor(part).to(self.device) for part in parts))
 
 
 class Potential:
@@ -124,7 +147,7 @@ class Potential:
         self.model.load_state_dict(model.state_dict())
         self.model.to(device=device).eval().requires_grad_(False)
         self.device = device
-        self.neighbours = SkinNeighbours(model.cutoff, skin)
+        self.neighbours = SkinNeighbours(model.cutoff, skin, device)
         self._cell = np.zeros((3, 3))
         self._slab_length = 0.0
         elements = sorted(set[int]().union(*(model.domain.elements_of(name) for name in model.fidelities)))

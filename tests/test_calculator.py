@@ -3,6 +3,7 @@
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
@@ -283,8 +284,8 @@ def test_change_of_charge_or_spin_is_noticed(path: Path) -> None:
     assert atoms.calc.check_state(atoms) == []
 
 
-def edges(neighbours: tuple[np.ndarray, np.ndarray]) -> set[tuple[int, ...]]:
-    edge_index, shifts = neighbours
+def edges(neighbours: tuple[Any, Any]) -> set[tuple[int, ...]]:
+    edge_index, shifts = map(np.asarray, neighbours)
     assert (np.diff(edge_index[1]) >= 0).all()
     return set(map(tuple, np.concatenate([edge_index.T, shifts], axis=1).tolist()))
 

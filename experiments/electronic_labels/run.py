@@ -20,7 +20,16 @@ from mfm.evaluation.predict import predict_structures
 from mfm.model import MFMModel
 from mfm.structure import Structure
 from mfm.study.report import table
-from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model, summary, write_json
+from mfm.training.experiment import (
+    FAST_STEPS,
+    TINY_BACKBONE,
+    add_run_options,
+    begin,
+    run_model,
+    run_settings,
+    summary,
+    write_json,
+)  # fmt: skip
 from mfm.units import BOHR
 
 HERE = Path(__file__).parent
@@ -86,6 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--test", default="benchmark:spice_dipeptides/val", help="dataset to test on")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=Path("runs/electronic_labels"), help="folder of data and models")
+    add_run_options(parser)
     parser.add_argument("--fast", action="store_true", help="a few steps of a tiny model, to see that it runs")
     options = parser.parse_args()
     if options.fast:
@@ -193,9 +203,8 @@ def recipe(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "batch": {"structures": 4},
         "validations": 1,
         "seed": seed,
-        "device": "cpu",
         "output": str(options.work / name),
-        "tracking": "none" if options.fast else {"experiment": "electronic_labels"},
+        **run_settings(options, "electronic_labels"),
     }
 
 
@@ -212,7 +221,7 @@ def report(results: Path) -> str:
     remark = (
         f"Quadrupoles of the files are about {labels['quadrupoles_about']}. RMS difference between the labels and the"
         f" second moments of the MBIS charges, training frames, e Å²: {misfits}.\n\nEqual steps are not equal time: see"
-        " the CPU-minutes."
+        " the minutes."
     )
     return "\n\n".join([*sections, remark]) + "\n"
 
@@ -242,7 +251,7 @@ def arms_table(cells: list[dict[str, Any]], labels: dict[str, Any]) -> str:
          f"{labels['dipole_of_charges_rmse']:.4f}"),
         ("quadrupole, RMSE, e Å²", 3, of(QUADRUPOLE, "rmse_me_angstrom2", 1e-3),
          f"{labels['quadrupole_of_charges_rmse']:.3f}"),
-        ("CPU-minutes", 1, lambda cell: cell["clock"]["seconds"] / 60, ""),
+        ("minutes of training", 1, lambda cell: cell["clock"]["seconds"] / 60, ""),
         ("optimiser steps", 0, lambda cell: cell["clock"]["step"], ""),
     ]  # fmt: skip
     lines = []

@@ -26,7 +26,15 @@ from mfm.labelling.xtb import label_xtb
 from mfm.model import MFMModel
 from mfm.structure import Structure
 from mfm.training.data import prepare_data
-from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model, summary
+from mfm.training.experiment import (
+    FAST_STEPS,
+    TINY_BACKBONE,
+    add_run_options,
+    begin,
+    run_model,
+    run_settings,
+    summary,
+)  # fmt: skip
 from mfm.training.recipe import DataConfig
 from mfm.units import BOHR
 
@@ -66,11 +74,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", default="builtin:chno-mini", help="dataset with energies, forces, charges, dipoles")
     parser.add_argument("--densities", default="builtin:chno-mini-densities", help="dataset with their densities")
     parser.add_argument("--fidelity", default="dft")
-    parser.add_argument("--minutes", type=float, default=20.0, help="CPU-minutes per model, a third of them at xtb")
+    parser.add_argument("--minutes", type=float, default=20.0, help="minutes per model, a third of them at xtb")
     parser.add_argument("--scf", type=int, default=10, metavar="N", help="smallest test molecules to start an SCF for")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=Path("runs/electrons"), help="folder of the models")
+    add_run_options(parser)
     parser.add_argument("--fast", action="store_true", help="a few steps on three molecules, to see that it runs")
     options = parser.parse_args()
     if options.fast:
@@ -125,7 +134,7 @@ def recipe(seed: int, options: argparse.Namespace) -> dict[str, Any]:
         ],
         "seed": seed,
         "output": str(options.work / f"seed-{seed}"),
-        "tracking": "none" if options.fast else {"experiment": "electrons"},
+        **run_settings(options, "electrons"),
     }
 
 
@@ -212,7 +221,7 @@ def further(cells: list[dict[str, Any]], fidelity: str) -> list[tuple[str, str]]
         ("likewise without the density", ratios["without density"]),
         ("density evaluation, million points × atoms per second", rate),
         ("optimiser steps", summary([cell["clock"]["step"] for cell in cells], 0)),
-        ("CPU-minutes", summary([cell["clock"]["seconds"] / 60 for cell in cells])),
+        ("minutes of training", summary([cell["clock"]["seconds"] / 60 for cell in cells])),
     ]
 
 

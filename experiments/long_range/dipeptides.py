@@ -15,7 +15,15 @@ import numpy as np
 from mfm.data import Store, open_dataset
 from mfm.evaluation.predict import predict_structures
 from mfm.model import MFMModel
-from mfm.training.experiment import FAST_STEPS, TINY_BACKBONE, begin, run_model, summary
+from mfm.training.experiment import (
+    FAST_STEPS,
+    TINY_BACKBONE,
+    add_run_options,
+    begin,
+    run_model,
+    run_settings,
+    summary,
+)  # fmt: skip
 
 HERE = Path(__file__).parent
 BACKBONE = {"cutoff": 4.0}
@@ -42,13 +50,14 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=20.0, help="CPU-minutes per model")
+    parser.add_argument("--minutes", type=float, default=20.0, help="minutes per model, of processor time on the CPU")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--models", nargs="+", choices=LONG_RANGE, default=list(LONG_RANGE))
     parser.add_argument("--train", default="benchmark:spice_dipeptides/train", help="dataset to learn from")
     parser.add_argument("--test", default="benchmark:spice_dipeptides/val", help="dataset to test on")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=Path("runs/long_range"), help="folder of the models")
+    add_run_options(parser)
     parser.add_argument("--fast", action="store_true", help="a few steps of a tiny model, to see that it runs")
     return parser.parse_args()
 
@@ -67,9 +76,8 @@ def recipe(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "batch": {"structures": 4},
         "validations": 1,
         "seed": seed,
-        "device": "cpu",
         "output": str(options.work / f"dipeptides-{name}-{seed}"),
-        "tracking": "none" if options.fast else {"experiment": "long_range"},
+        **run_settings(options, "long_range"),
     }
 
 
@@ -120,7 +128,7 @@ def report(results: Path) -> str:
         ("MBIS charges, R²", 3, unseen("charges_dft", "r2")),
         ("MBIS charges, R² after a common factor", 3, unseen("charges_dft", "r2_scaled")),
         ("that factor ", 2, unseen("charges_dft", "scale")),
-        ("CPU-minutes", 1, lambda c: c["clock"]["seconds"] / 60),
+        ("minutes of training", 1, lambda c: c["clock"]["seconds"] / 60),
         ("optimiser steps", 0, lambda c: c["clock"]["step"]),
     ]
     lines = ["| | " + " | ".join(cells) + " |", "|" + " --- |" * (1 + len(cells))]

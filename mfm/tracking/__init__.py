@@ -5,7 +5,7 @@ locations. The environment variable ``MFM_TRACKING_URI`` moves all of it, for in
 parent run and each stage a child. Only :mod:`mfm.tracking.store` imports MLflow, and only when a store is opened.
 """
 
-from mfm.tracking.environment import code_version, describe_environment
+from mfm.tracking.environment import code_version, describe_environment, device_name
 from mfm.tracking.journal import JOURNAL
 from mfm.tracking.location import DEFAULT_DIRECTORY, Location, locate
 from mfm.tracking.queries import RunRecord, find_run, read_curves, read_runs
@@ -30,6 +30,7 @@ __all__ = [
     "checkpoint_file",
     "code_version",
     "describe_environment",
+    "device_name",
     "find_run",
     "flatten",
     "is_stored",

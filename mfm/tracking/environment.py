@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["SystemMetrics", "code_version", "describe_environment"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["SystemMetrics", "code_version", "describe_environment", "device_name"]
 
 _MEGABYTE = 2**20
 
@@ -41,6 +44,13 @@ def describe_environment() -> str:
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
     }
     return json.dumps(content, indent=1)
+
+
+def device_name(device: "torch.device") -> str:
+    """What is known of a device: the model of a GPU, the type of any other."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _gpu_name() -> str:

@@ -1,11 +1,12 @@
 """What the scripts under experiments/ share: a model is trained once, can be resumed, and leaves one JSON file."""
 
+import argparse
 import json
 import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from mfm import tracking
 from mfm.allocator import tune_allocator
 from mfm.checkpoint import load_model, read_provenance
 from mfm.config import validate
+from mfm.graph import AtomicGraph
+from mfm.losses import combine, loss_terms
 from mfm.model import MFMModel
-from mfm.training.recipe import RunConfig
+from mfm.training.ema import WeightAverage
+from mfm.training.module import build_optimizer
+from mfm.training.recipe import OptimizerConfig, RunConfig
 from mfm.training.run import train
 
-__all__ = ["FAST_STEPS", "TINY_BACKBONE", "begin", "processor", "run_model", "summary", "write_json"]
+__all__ = [
+    "FAST_STEPS", "TINY_BACKBONE", "add_run_options", "begin", "optimizer_step", "processor", "run_model",
+    "run_settings", "summary", "write_json",
+]  # fmt: skip
 
 TINY_BACKBONE = {
     "n_layers": 1,
@@ -40,6 +48,24 @@ def begin() -> None:
     logging.getLogger("mfm").setLevel(logging.INFO)
     tune_allocator()
     torch.set_num_threads(1)
+
+
+def add_run_options(parser: argparse.ArgumentParser, device: str = "cpu") -> None:
+    """Where models are trained and whether MLflow is told, for :func:`run_settings`.
+
+    Parameters
+    ----------
+    device : str
+        Default.
+    """
+    parser.add_argument("--device", default=device, help=f"to train on: cpu, cuda, cuda:N or auto (default {device})")
+    parser.add_argument("--no-tracking", action="store_true", help="record nothing in MLflow")
+
+
+def run_settings(options: argparse.Namespace, experiment: str) -> dict[str, Any]:
+    """Keys of a run that the options decide; smoke runs are recorded nowhere."""
+    hidden = options.no_tracking or options.fast
+    return {"device": options.device, "tracking": "none" if hidden else {"experiment": experiment}}
 
 
 def run_model(
@@ -87,6 +113,7 @@ def run_model(
         "clock": {key: sum(stage["clock"][key] for stage in stages) for key in ("step", "seconds")},
         "commit": commit,
         "processor": processor(),
+        "device": stages[-1]["device"],
         "train_digest": stages[-1]["data"]["digest"],
         "test_digest": "" if test is None else test.digest,
     }
@@ -126,3 +153,29 @@ def summary(found: list[float], digits: int = 1) -> str:
         return ""
     mean = f"{np.mean(found):.{digits}f}"
     return mean + (f" ({min(found):.{digits}f} to {max(found):.{digits}f})" if len(found) > 1 else "")
+
+
+def optimizer_step(
+    model: MFMModel, config: OptimizerConfig, batch: AtomicGraph, derivatives: Sequence[str]
+) -> Callable[[], None]:
+    """What :class:`mfm.training.module.StageModule` does in a step, without Lightning around it, to be timed.
+
+    Parameters
+    ----------
+    batch : AtomicGraph
+        On the model's device, with labels.
+    """
+    optimizer = build_optimizer(model, config, config.lr)
+    average = WeightAverage(model, config.ema)
+    parameters = list(model.parameters())
+    steps = iter(range(1, 2**62))
+
+    def step() -> None:
+        loss = combine(loss_terms(model(batch, derivatives=derivatives), batch, model.config.tasks, model.domain.scale))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 10.0)
+        optimizer.step()
+        average.update(next(steps))
+
+    return step

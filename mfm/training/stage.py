@@ -304,6 +304,7 @@ def _quiet_lightning() -> Iterator[None]:
             # Lightning 2.6 asks torch 2.13 in a way that torch is about to drop
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message="GPU available but not used.*")  # `device: cpu` was asked for
             yield
     finally:
         for name, level in levels.items():

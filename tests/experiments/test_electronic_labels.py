@@ -130,4 +130,4 @@ def test_the_table_holds_what_was_measured(script: ModuleType, tmp_path: Path) -
     assert "|  |  | 0.9900 (0.9900 to 0.9900) |  |" in rows["charges, R²"]
     assert rows["dipole, RMSE, e Å"].endswith("| 0.0750 (0.0750 to 0.0750) |  | 0.0797 |")
     assert rows["quadrupole, RMSE, e Å²"].endswith("|  |  |  |  | 0.478 |")
-    assert "20.0 (20.0 to 20.0)" in rows["CPU-minutes"]
+    assert "20.0 (20.0 to 20.0)" in rows["minutes of training"]

@@ -16,11 +16,9 @@ from mfm.checkpoint import load_model, read_provenance
 from mfm.config import load_config
 from mfm.evaluation.predict import predict_structures
 from mfm.fidelity import LevelOfTheory
-from mfm.graph import AtomicGraph, Structure, build_graph, collate
-from mfm.losses import combine, loss_terms
+from mfm.graph import Structure, build_graph, collate
 from mfm.model import Domain, MFMModel, build_model
-from mfm.training.ema import WeightAverage
-from mfm.training.module import build_optimizer
+from mfm.training.experiment import optimizer_step
 from mfm.training.recipe import RunConfig
 from mfm.training.run import train
 
@@ -113,28 +111,11 @@ def speed_calls(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[str, str
         ]
         batch = collate(graphs)
         if kind == "train":
-            return training_step(build_model(config.model, domain, job["seed"]).train(), config, batch)
+            trained = build_model(config.model, domain, job["seed"]).train()
+            return optimizer_step(trained, config.optimizer, batch, [FORCES])
         return lambda: model(batch, derivatives=[FORCES])
 
     return account_of(model, config), calls
-
-
-def training_step(model: MFMModel, config: RunConfig, batch: AtomicGraph) -> Callable[[], None]:
-    """What :class:`mfm.training.module.StageModule` does in a step, without Lightning around it."""
-    optimizer = build_optimizer(model, config.optimizer, config.optimizer.lr)
-    average = WeightAverage(model, config.optimizer.ema)
-    parameters = list(model.parameters())
-    steps = iter(range(1, 2**62))
-
-    def step() -> None:
-        loss = combine(loss_terms(model(batch, derivatives=[FORCES]), batch, config.model.tasks, model.domain.scale))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 10.0)
-        optimizer.step()
-        average.update(next(steps))
-
-    return step
 
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+"""Training on a CUDA device: the same model as on the CPU, resumed where it stopped, usable without the device."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mfm.checkpoint import load_model
+from mfm.config import validate
+from mfm.data import open_dataset
+from mfm.evaluation.evaluate import evaluate
+from mfm.training.recipe import RunConfig
+from mfm.training.run import TrainResult, train
+from tests.morse import recipe
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("no_figures"),
+]
+
+LONG_RANGE = {"backbone": recipe("", "")["model"]["backbone"], "readout_channels": 8, "long_range": {"n_channels": 1}}
+
+
+def run(file: Path, output: Path, device: str, **changes: object) -> RunConfig:
+    return validate(RunConfig, recipe(str(file), str(output), device=device, **changes))
+
+
+@pytest.fixture(scope="module")
+def trained(morse_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainResult]:
+    folder = tmp_path_factory.mktemp("devices")
+    return {device: train(run(morse_file, folder / device, device)) for device in ("cpu", "cuda")}
+
+
+def test_a_run_is_that_of_the_cpu(trained: dict[str, TrainResult]) -> None:
+    """Float32 sums in another order, over 40 steps, move weights by far less than training did."""
+    here, there = (load_model(trained[device].checkpoint).state_dict() for device in ("cpu", "cuda"))
+    assert all(value.device.type == "cpu" for value in there.values())
+    for name, value in here.items():
+        torch.testing.assert_close(there[name], value, rtol=0, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
+    one, other = (trained[device].evaluations["test"].metrics for device in ("cpu", "cuda"))
+    assert one.keys() == other.keys()
+    for task, metrics in one.items():
+        assert other[task] == pytest.approx(metrics, rel=1e-2)
+
+
+def test_a_stopped_run_goes_on(trained: dict[str, TrainResult], morse_file: Path, tmp_path: Path) -> None:
+    config = run(morse_file, tmp_path / "run", "cuda")
+    assert not train(config, stop_after=("joint", 4)).finished
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert len(state["random"]["cuda"]) == torch.cuda.device_count()
+    result = train(config, resume=True)
+    assert result.finished
+    whole, resumed = (load_model(path).state_dict() for path in (trained["cuda"].checkpoint, result.checkpoint))
+    for name, value in whole.items():
+        # scatters on the device add in no fixed order
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=2e-3)
+
+
+def test_long_range_charges_and_pretraining(morse_file: Path, tmp_path: Path) -> None:
+    stages = [
+        {"name": "denoise", "objective": "denoising", "max_steps": 5},
+        {"name": "joint", "max_steps": 10, "auxiliary_denoising": {}},
+    ]
+    result = train(run(morse_file, tmp_path / "run", "cuda", stages=stages, model=LONG_RANGE))
+    assert result.finished
+    model = load_model(result.checkpoint, dtype=torch.float64)
+    store = open_dataset(morse_file)
+    found = [evaluate(model.to(device), store, ["energy_low", "forces_low"]).metrics for device in ("cpu", "cuda")]
+    for task, metrics in found[0].items():
+        assert np.isfinite(list(metrics.values())).all()
+        assert found[1][task] == pytest.approx(metrics, rel=1e-9)

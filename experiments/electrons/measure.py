@@ -1,4 +1,4 @@
-"""What a density is good for and what it costs: pictures, SCF cycles, time of a step and of a point."""
+"""What a density looks like and what it costs: pictures, time of a step and of a point."""
 
 import time
 from collections.abc import Sequence
@@ -7,24 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyscf import dft
 
 from mfm.data import Store
 from mfm.data.dataset import GraphDataset
-from mfm.density.evaluator import MolecularDensity, density_at
+from mfm.density.evaluator import density_at
 from mfm.density.fields import field_at
 from mfm.evaluation.density_plots import plot_slice
 from mfm.graph import AtomicGraph, collate
-from mfm.labelling.density_guess import initial_guess
-from mfm.labelling.levels import DensityFunctionalLevel
-from mfm.labelling.molecule import build_molecule
 from mfm.losses import combine, loss_terms
 from mfm.model import MFMModel, ModelConfig, build_model
 from mfm.potential import Potential
 from mfm.properties import parse_task
 from mfm.training.data import fit_domain
 from mfm.training.scales import label_scales
-from mfm.units import HARTREE
 
 
 def draw(model: MFMModel, store: Store, fidelity: str, start: Path) -> None:
@@ -43,42 +38,6 @@ def draw(model: MFMModel, store: Store, fidelity: str, start: Path) -> None:
             limit=limit,
             name=name,
         )
-
-
-def scf_cycles(
-    model: MFMModel, store: Store, level: DensityFunctionalLevel, count: int, fidelity: str
-) -> list[dict[str, Any]]:
-    """Cycles of the level's SCF from PySCF's guess, from the predicted density and from the labelled one.
-
-    For a number of molecules, the smallest, since each takes minutes.
-    """
-    potential = Potential(model, torch.device("cpu"))
-    _, first = np.unique(store.molecules, return_index=True)
-    found = []
-    for record in (store[int(i)] for i in sorted(first, key=lambda i: store.n_atoms[i])[:count]):
-        molecule = build_molecule(record.structure, level.basis)
-        basis = model.domain.density_bases[fidelity]
-        label = MolecularDensity.of(record.structure, record.labels[f"density_{fidelity}"], basis)
-        guesses = {
-            "default": None,
-            "predicted": initial_guess(molecule, potential.density(record.structure, fidelity)),
-            "label": initial_guess(molecule, label),
-        }
-        row: dict[str, Any] = {"molecule": record.molecule}
-        for name, guess in guesses.items():
-            cycles: list[int] = []
-            solver = (dft.UKS if molecule.spin else dft.RKS)(molecule, xc=level.functional)
-            solver = solver.density_fit(auxbasis=level.fitting_basis)
-            solver.grids.level, solver.conv_tol = level.grid, level.tolerance
-            solver.callback = lambda state, cycles=cycles: cycles.append(state["cycle"])
-            solver.kernel(dm0=guess)
-            if not solver.converged:
-                raise RuntimeError(
-                    f"the SCF of {record.molecule} from the {name} guess took {len(cycles)} cycles and failed"
-                )
-            row |= {f"cycles_{name}": len(cycles), f"energy_{name}_ev": float(solver.e_tot * HARTREE)}
-        found.append(row)
-    return found
 
 
 def step_ratio(model: MFMModel, store: Store, fidelity: str, repeats: int = 7) -> dict[str, float]:

@@ -9,22 +9,17 @@ saves that starts from the density. One JSON file per seed.
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from baselines import baselines
-from measure import draw, scf_cycles, step_ratio, throughput
+from measure import draw, step_ratio, throughput
 
+from mfm.checkpoint import load_model
 from mfm.config import validate
-from mfm.data import DatasetCard, Record, Store
-from mfm.labelling.density_basis import density_basis
-from mfm.labelling.dft import label_dft
-from mfm.labelling.levels import LEVELS, DensityFunctionalLevel, TightBindingLevel
-from mfm.labelling.xtb import label_xtb
+from mfm.labelling.levels import LEVELS, DensityFunctionalLevel
 from mfm.model import MFMModel
-from mfm.structure import Structure
 from mfm.training.data import prepare_data
 from mfm.training.experiment import (
     FAST_STEPS,
@@ -36,18 +31,11 @@ from mfm.training.experiment import (
     summary,
 )  # fmt: skip
 from mfm.training.recipe import DataConfig
-from mfm.units import BOHR
 
 HERE = Path(__file__).parent
 LOW = "xtb"
 ANCHORED = ("charges", "dipole")
 ALONE = ("atomic_dipoles", "quadrupole", "density")
-FAST_LEVEL = DensityFunctionalLevel(functional="pbe", basis="def2-svp", fitting_basis="def2-universal-jfit", grid=1)
-FAST_MOLECULES = {
-    "O": ([8, 1, 1], [[0, 0, 0.12], [0, 0.76, -0.47], [0, -0.76, -0.47]]),
-    "[H][H]": ([1, 1], [[0, 0, 0], [0, 0, 0.76]]),
-    "OO": ([8, 8, 1, 1], [[0, 0.73, -0.06], [0, -0.73, -0.06], [0.8, 0.9, 0.45], [-0.8, -0.9, 0.45]]),
-}
 
 
 def main() -> int:
@@ -55,14 +43,18 @@ def main() -> int:
     options = parse_arguments()
     begin()
     options.work.mkdir(parents=True, exist_ok=True)
+    level = LEVELS[options.fidelity]
     if options.fast:
-        options.data = str(options.work / "fast.h5")
-        fast_store(options.fidelity).write(options.data)
-    level = FAST_LEVEL if options.fast else LEVELS[options.fidelity]
+        from smoke import FAST_LEVEL, fast_store
+
+        options.data, level = str(options.work / "fast.h5"), FAST_LEVEL
+        fast_store(options.fidelity, LOW, [*ANCHORED, *ALONE]).write(options.data)
     assert isinstance(level, DensityFunctionalLevel)
     for seed in options.seeds:
-        if not run(seed, level, options):
+        if not run(seed, options):
             return 130
+    if options.scf:
+        count_cycles(level, options)
     table = report(options.results, options.fidelity)
     (options.results / "table.md").write_text(table, encoding="utf-8")
     print(table)
@@ -75,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--densities", default="builtin:chno-mini-densities", help="dataset with their densities")
     parser.add_argument("--fidelity", default="dft")
     parser.add_argument("--minutes", type=float, default=20.0, help="minutes per model, a third of them at xtb")
+    parser.add_argument("--structures", type=int, default=8, help="most in a batch; raise it on an accelerator")
     parser.add_argument("--scf", type=int, default=10, metavar="N", help="smallest test molecules to start an SCF for")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -85,25 +78,6 @@ def parse_arguments() -> argparse.Namespace:
     if options.fast:
         options.seeds, options.scf, options.densities = [0], 1, None
     return options
-
-
-def fast_store(fidelity: str) -> Store:
-    """A few distorted geometries of three molecules, labelled here."""
-    generator, records = np.random.default_rng(0), []
-    basis, xtb = density_basis(FAST_LEVEL.basis, FAST_LEVEL.fitting_basis, [1, 8]), TightBindingLevel()
-    for name, (numbers, positions) in FAST_MOLECULES.items():
-        for _ in range(2):
-            moved = np.array(positions) + 0.03 * generator.normal(size=(len(numbers), 3))
-            structure = Structure(np.array(numbers), moved)
-            found = label_dft(structure, FAST_LEVEL, extras=("density",))
-            rows = basis.to_rows(found.values["density_coefficients"] * BOHR**-1.5, structure.atomic_numbers)
-            values = {**found.values, "density": rows}
-            labels = {f"{prop}_{fidelity}": values[prop] for prop in ("energy", "forces", *ANCHORED, *ALONE)}
-            labels |= {f"{prop}_{LOW}": value for prop, value in label_xtb(structure, xtb).values.items()}
-            flags = {f"density_error_{fidelity}": found.flags["density_error"]}
-            records.append(Record(structure, labels, molecule=name, flags=flags))
-    levels = {fidelity: FAST_LEVEL.level_of_theory(""), LOW: xtb.level_of_theory("")}
-    return Store.from_records(records, DatasetCard(name="fast", levels=levels, density_bases={fidelity: basis}))
 
 
 def recipe(seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -132,13 +106,14 @@ def recipe(seed: int, options: argparse.Namespace) -> dict[str, Any]:
             {"name": LOW, "tasks": list(low), **length[LOW]},
             {"name": "joint", "tasks": list(high), "lr": 1e-3, **length["joint"]},
         ],
+        "batch": {"structures": options.structures, "atoms": 128 * options.structures},
         "seed": seed,
         "output": str(options.work / f"seed-{seed}"),
         **run_settings(options, "electrons"),
     }
 
 
-def run(seed: int, level: DensityFunctionalLevel, options: argparse.Namespace) -> bool:
+def run(seed: int, options: argparse.Namespace) -> bool:
     """Train and test one model; returns whether it was finished."""
     content, fidelity = recipe(seed, options), options.fidelity
 
@@ -149,12 +124,25 @@ def run(seed: int, level: DensityFunctionalLevel, options: argparse.Namespace) -
         draw(model, labelled, fidelity, options.results / f"seed-{seed}")
         return {
             "baselines": baselines(data.train, data.test, fidelity, LOW),
-            "scf": scf_cycles(model, labelled, level, options.scf, fidelity),
             "step_ratio": step_ratio(model, trained, fidelity),
             "points_per_second": throughput(model, labelled, fidelity),
         }
 
     return run_model(content, options.results / f"seed-{seed}.json", {"seed": seed}, describe)
+
+
+def count_cycles(level: DensityFunctionalLevel, options: argparse.Namespace) -> None:
+    """Start SCFs from the densities of all models that lie in the work folder."""
+    # PySCF is needed for nothing else, and a machine that only trains may lack it
+    from scf import measure_cycles
+
+    paths = {seed: options.work / f"seed-{seed}" / "model.mfm" for seed in options.seeds}
+    models = {seed: load_model(path) for seed, path in paths.items()}
+    content = recipe(options.seeds[0], options)
+    data = prepare_data(validate(DataConfig, content["data"]), list(content["tasks"]))
+    assert data.test is not None
+    labelled = data.test.subset(data.test.coverage(f"density_{options.fidelity}"))
+    measure_cycles(models, labelled, level, options.scf, options.fidelity, options.results / "scf.json")
 
 
 ERRORS = {
@@ -179,7 +167,28 @@ def report(results: Path, fidelity: str) -> str:
         mean = f"{guesses['element means']:.1f}" if guesses else ""
         lines.append(f"| {title} | {summary(own)} | {mean} | {cheap} |")
     lines += ["", "| | |", "| --- | --- |", *(f"| {title} | {value} |" for title, value in further(cells, fidelity))]
+    if (results / "scf.json").exists():
+        rows = json.loads((results / "scf.json").read_text(encoding="utf-8"))
+        lines += [f"| {title} | {value} |" for title, value in scf_rows(rows)]
     return "\n".join(lines) + "\n"
+
+
+def scf_rows(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Mean cycles from each guess, over molecules, then the range over models."""
+    seeds = [name for name in rows[0] if name not in ("molecule", "default", "label")]
+
+    def cycles(*guesses: str) -> str:
+        return summary([float(np.mean([row[guess]["cycles"] for row in rows])) for guess in guesses])
+
+    shift = max(abs(row[seed]["energy_ev"] - row["default"]["energy_ev"]) for row in rows for seed in seeds)
+    fewer = [row[seed]["cycles"] < row["default"]["cycles"] for row in rows for seed in seeds]
+    return [
+        (f"SCF cycles from PySCF's guess, {len(rows)} molecules", cycles("default")),
+        ("from the predicted density", cycles(*seeds)),
+        ("from the labelled density", cycles("label")),
+        ("share of SCFs that the predicted density shortens, %", f"{100 * np.mean(fewer):.0f}"),
+        ("converged energies, largest difference, meV", f"{1e3 * shift:.4f}"),
+    ]
 
 
 def metric(cells: list[dict[str, Any]], task: str, name: str) -> list[float]:
@@ -194,17 +203,9 @@ def further(cells: list[dict[str, Any]], fidelity: str) -> list[tuple[str, str]]
     def of(prop: str, name: str, digits: int = 1) -> str:
         return summary(metric(cells, f"{prop}_{fidelity}", name), digits)
 
-    def of_scf(pick: Callable[[dict[str, float]], float], combine: Callable[[Any], Any] = np.mean) -> list[float]:
-        return [float(combine([pick(row) for row in cell["scf"]])) for cell in cells if cell["scf"]]
-
-    shift = of_scf(lambda row: 1e3 * abs(row["energy_predicted_ev"] - row["energy_default_ev"]), max)
     electrons = ", ".join(f"{value:.0e}" for value in metric(cells, f"density_{fidelity}", "electrons_e"))
     rate = summary([cell["points_per_second"] / 1e6 for cell in cells])
     ratios = {name: summary([cell["step_ratio"][name] for cell in cells], 2) for name in ("all", "without density")}
-    cycles = {
-        guess: summary(of_scf(lambda row, key=f"cycles_{guess}": row[key]))
-        for guess in ("default", "predicted", "label")
-    }
     return [
         ("energy, meV per atom", of("energy", "mae_mev_per_atom")),
         ("forces, meV/Å", of("forces", "mae_mev_per_angstrom")),
@@ -213,10 +214,6 @@ def further(cells: list[dict[str, Any]], fidelity: str) -> list[tuple[str, str]]
         ("density labels against exact densities (what the basis leaves), %", of("density", "nmae_fit_percent", 2)),
         ("superposed free atoms against the density labels, %", of("density", "nmae_free_atoms_percent")),
         ("electron number, largest error, e", electrons),
-        ("SCF cycles from PySCF's guess", cycles["default"]),
-        ("from the predicted density", cycles["predicted"]),
-        ("from the labelled density", cycles["label"]),
-        ("converged energies, largest difference, meV", summary(shift, 4)),
         ("training step over energy and forces alone, all heads", ratios["all"]),
         ("likewise without the density", ratios["without density"]),
         ("density evaluation, million points × atoms per second", rate),

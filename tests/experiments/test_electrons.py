@@ -20,14 +20,13 @@ FOLDER = Path(__file__).parents[2] / "experiments" / "electrons"
 def module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A script of the experiment; it finds its neighbours beside it, as it does when it is run."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    for neighbour in ("run", "baselines", "measure"):
+    for neighbour in ("run", "baselines", "measure", "scf", "smoke"):
         monkeypatch.delitem(sys.modules, neighbour, raising=False)
     return importlib.import_module(name)
 
 
 def test_the_table_holds_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     density = {"nmae_percent": 0.9, "nmae_fit_percent": 0.7, "nmae_free_atoms_percent": 11.0, "electrons_e": 3e-14}
-    scf = {"cycles_default": 12, "cycles_predicted": 9, "cycles_label": 8}
     cell = {
         "metrics": {
             "density_dft": density | {"dipole_millidebye": 42.0},
@@ -35,7 +34,6 @@ def test_the_table_holds_what_was_measured(tmp_path: Path, monkeypatch: pytest.M
             "energy_dft": {"mae_mev_per_atom": 3.5},
         },
         "baselines": {"charges": {"element means": 110.0, "xtb": 95.0}, "density": {"element means": 13.5}},
-        "scf": [scf | {"energy_default_ev": -100.0, "energy_predicted_ev": -100.000001}],
         "step_ratio": {"all": 1.5, "without density": 1.2},
         "points_per_second": 1.6e6,
         "clock": {"step": 100, "seconds": 60.0},
@@ -43,10 +41,17 @@ def test_the_table_holds_what_was_measured(tmp_path: Path, monkeypatch: pytest.M
     for seed in (0, 1):
         cell["metrics"]["charges_dft"]["mae_me"] += seed
         (tmp_path / f"seed-{seed}.json").write_text(json.dumps(cell), encoding="utf-8")
-    table = module("run", monkeypatch).report(tmp_path, "dft")
+    script = module("run", monkeypatch)
+    assert "SCF" not in script.report(tmp_path, "dft")
+    cycles = {"default": 12, "label": 8, "0": 9, "1": 12}
+    row = {name: {"cycles": n, "energy_ev": -100.0 + 1e-6 * (name == "1")} for name, n in cycles.items()}
+    (tmp_path / "scf.json").write_text(json.dumps([{"molecule": "O", **row}]), encoding="utf-8")
+    table = script.report(tmp_path, "dft")
+    assert "| from the predicted density | 10.5 (9.0 to 12.0) |" in table
+    assert "shortens, % | 50 |" in table
     assert "| charges, me | 8.0 (7.5 to 8.5) | 110.0 | 95.0 |" in table
     assert "| density, NMAE, % | 0.9 (0.9 to 0.9) | 13.5 |  |" in table
-    for value in ("3e-14", "12.0", "9.0", "0.0010", "1.50", "42.0", "3.5"):
+    for value in ("3e-14", "12.0", "8.0", "0.0010", "1.50", "42.0", "3.5"):
         assert f"| {value}" in table
 
 
@@ -95,6 +100,7 @@ def test_a_smoke_run(tmp_path: Path) -> None:
         found["metrics"]["dipole_dft"]["mean_length_millidebye"], rel=1e-3
     )
     assert found["baselines"]["density"]["element means"] > 0
-    assert found["scf"][0]["energy_predicted_ev"] == pytest.approx(found["scf"][0]["energy_default_ev"], abs=1e-4)
+    rows = json.loads((tmp_path / "r" / "scf.json").read_text(encoding="utf-8"))
+    assert rows[0]["0"]["energy_ev"] == pytest.approx(rows[0]["default"]["energy_ev"], abs=1e-4)
     assert found["step_ratio"]["all"] > 1.0
     assert "SCF cycles from PySCF's guess" in result.stdout

@@ -74,9 +74,11 @@ def neighbour_table(graph: AtomicGraph, cutoff: float) -> NeighbourTable:
     """
     senders, receivers = graph.edge_index[0], graph.edge_index[1]
     n_atoms = graph.n_atoms
-    counts = torch.bincount(receivers, minlength=n_atoms)
-    n_slots = max(int(counts.max()), 1)
-    first = torch.cumsum(counts, 0) - counts
+    bounds = torch.searchsorted(receivers, torch.arange(n_atoms + 1, device=receivers.device))
+    first, counts = bounds[:-1], torch.diff(bounds)
+    # the one time that the processor waits for the device
+    most, is_periodic = torch.stack([counts.max(), graph.pbc.any().to(counts.dtype)]).tolist()
+    n_slots = max(most, 1)
     rank = torch.arange(len(receivers), device=receivers.device) - first.index_select(0, receivers)
     slots = receivers * n_slots + rank
     every_slot = torch.arange(n_atoms * n_slots, device=senders.device)
@@ -86,7 +88,7 @@ def neighbour_table(graph: AtomicGraph, cutoff: float) -> NeighbourTable:
 
     padding = graph.positions.new_tensor([cutoff, 0.0, 0.0]).repeat(n_atoms * n_slots, 1)
     constant = padding.index_fill(0, slots, 0.0)
-    if bool(graph.pbc.any()):
+    if is_periodic:
         cells = graph.cell.index_select(0, graph.batch.index_select(0, receivers))
         translations = torch.bmm(graph.unit_shifts.unsqueeze(1), cells).squeeze(1)
         constant = constant.index_copy(0, slots, translations)

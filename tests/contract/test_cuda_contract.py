@@ -1,11 +1,10 @@
-"""A CUDA device gives what the CPU gives, for every model of the contract, and nothing is read back to get it.
+"""A CUDA device gives what the CPU gives, for every model of the contract.
 
 Both compute in float64, in which only the order of sums differs: energies of order 1e4 eV agree to 1e-9 eV, everything
 else to 1e-9 of its unit or of its size. Without a device all of this is skipped.
 """
 
 import copy
-import warnings
 from typing import Any
 
 import numpy as np
@@ -79,31 +78,6 @@ def test_heads(electronic_model: MFMModel, molecule: Structure, crystal: Structu
             twin.predict(on_device(graph), tasks, quantities=tensors),
             electronic_model.predict(graph, tasks, quantities=tensors),
         )
-
-
-def test_a_model_without_a_long_range_reads_nothing_back(model: MFMModel, molecule: Structure) -> None:
-    """A step of training only queues work: the processor never waits for the device.
-
-    Sums over waves are exempt, since the number of waves depends on the cells.
-    """
-    if model.long_range is not None:
-        pytest.skip("the number of waves depends on the cells")
-    twin = on_device(model).train()
-    batch = labelled_batch(model, [molecule, molecule]).to(DEVICE)
-
-    def step() -> None:
-        outputs = twin(batch, derivatives=FORCES)
-        combine(loss_terms(outputs, batch, twin.config.tasks, twin.domain.scale)).backward()
-
-    step()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*prototype feature.*")
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert all(p.grad is None or p.grad.device.type == "cuda" for p in twin.parameters())
 
 
 def test_calculator(electronic_model: MFMModel, molecule: Structure) -> None:

@@ -229,8 +229,8 @@ def _n_labels(path: Path) -> int:
 def _kill_at_random(path: Path, n_jobs: int, n_kills: int, seed: int) -> int:
     """Supervisors in turn, each killed or losing workers at random times, until the queue is done.
 
-    The kills are spread over the run: each comes a random number of labels after the one before. Returns the number of
-    kills.
+    The kills are spread over the run: each comes a random number of labels after the one before, of those that are left
+    for each kill. Returns the number of kills.
     """
     random, kills = np.random.default_rng(seed), 0
     while LabelStore(path).pending():
@@ -238,7 +238,9 @@ def _kill_at_random(path: Path, n_jobs: int, n_kills: int, seed: int) -> int:
             [sys.executable, "-c", SUPERVISE, str(path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
         while process.poll() is None and kills < n_kills:
-            when = _n_labels(path) + int(random.integers(n_jobs // n_kills + 1))
+            labels = _n_labels(path)
+            # all kills must come before the queue is done, however many labels the last ones let through
+            when = labels + int(random.integers((n_jobs - labels) // (n_kills - kills) + 1))
             while process.poll() is None and _n_labels(path) < when:
                 time.sleep(0.02)
             time.sleep(float(random.uniform(0.0, 0.1)))

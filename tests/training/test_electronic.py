@@ -1,5 +1,6 @@
 """Training of charges and moments: scales, runs without energies, parents that had only energies."""
 
+import dataclasses
 from pathlib import Path
 
 import ase.io
@@ -63,7 +64,7 @@ def polar_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sizes_of_labels_and_gaps() -> None:
-    store = polar_store()
+    store = without_charges(polar_store())
     tasks = {
         "charges_low": TaskConfig(), "dipole_low": TaskConfig(), "quadrupole_low": TaskConfig(),
         "polarizability_low": TaskConfig(), "dipole_high": TaskConfig(anchor="dipole_low"),
@@ -77,6 +78,59 @@ def test_sizes_of_labels_and_gaps() -> None:
     # the high dipole is a tenth larger
     assert label_gaps(store, tasks)["dipole_high"] == pytest.approx(0.1 / 1.1 * scales["dipole_high"])
     assert label_gaps(store.subset(~store.coverage("dipole_high")), tasks) == {}
+
+
+def moments_times(store: Store, factor: float) -> Store:
+    scaled = [
+        dataclasses.replace(
+            record, labels={k: v if k.startswith("charges") else factor * v for k, v in record.labels.items()}
+        )
+        for record in store
+    ]
+    return Store.from_records(scaled, store.card)
+
+
+def without_charges(store: Store) -> Store:
+    records = [
+        dataclasses.replace(record, labels={k: v for k, v in record.labels.items() if not k.startswith("charges")})
+        for record in store
+    ]
+    return Store.from_records(records, store.card)
+
+
+def test_moments_are_in_units_of_what_independent_charges_give() -> None:
+    """Estimated by drawing such charges; the labels of these moments cancel to a tenth of theirs."""
+    store = moments_times(polar_store(), 0.1)
+    tasks = {name: TaskConfig() for name in ("charges_low", "dipole_low", "quadrupole_low")}
+    scales = label_scales(store, tasks)
+    rng, size = (
+        np.random.default_rng(1),
+        np.sqrt(np.mean(np.concatenate([r.labels["charges_low"] for r in store]) ** 2)),
+    )
+    dipoles, quadrupoles = [], []
+    for record in store:
+        numbers, positions = record.structure.atomic_numbers, record.structure.positions
+        vectors = positions - numbers @ positions / numbers.sum()
+        charges = rng.normal(scale=size, size=(1000, len(numbers)))
+        dipoles.append(charges @ vectors)
+        second = np.einsum("ki,ia,ib->kab", charges, vectors, vectors)
+        quadrupoles.append(second - np.trace(second, axis1=1, axis2=2)[:, None, None] / 3 * np.eye(3))
+    assert scales["charges_low"] == pytest.approx(size)
+    assert scales["dipole_low"] == pytest.approx(np.sqrt(np.mean(np.square(dipoles))), rel=0.02)
+    assert scales["quadrupole_low"] == pytest.approx(np.sqrt(np.mean(np.square(quadrupoles))), rel=0.02)
+    # the gap of charges that are a tenth larger: a tenth of it
+    high = [
+        dataclasses.replace(
+            record, labels={**record.labels, "charges_high": charges_of(record.structure.atomic_numbers, "high")}
+        )
+        for record in store.subset(store.coverage("dipole_high"))
+    ]
+    pairs = Store.from_records(high, store.card)
+    joined = {"dipole_low": TaskConfig(), "dipole_high": TaskConfig(anchor="dipole_low")}
+    assert label_gaps(pairs, joined)["dipole_high"] == pytest.approx(0.1 * label_scales(pairs, joined)["dipole_low"])
+    # labels that are larger than that count themselves
+    far = moments_times(store, 100.0)
+    assert label_scales(far, tasks)["dipole_low"] == pytest.approx(np.sqrt(np.mean(far.values("dipole_low") ** 2)))
 
 
 def test_errors_of_heads_in_the_loss() -> None:

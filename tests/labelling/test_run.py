@@ -314,17 +314,38 @@ def test_killing_at_random_times_loses_nothing(tmp_path: Path, n_cheap: int, n_d
     _check_nothing_lost(path, monitor)
 
 
+def _water_store(path: Path, scales: np.ndarray) -> LabelStore:
+    store, level = LabelStore(path), LEVELS_BY_NAME["dft_lite"]
+    store.add_level("dft_lite", level)
+    water = np.array([[0.0, 0, 0.12], [0, 0.76, -0.47], [0, -0.76, -0.47]])
+    structures = [Structure(np.array([8, 1, 1]), water * scale) for scale in scales]
+    store.enqueue([(Sample(s, "O", "x"), level.identifier) for s in structures])
+    return store
+
+
+ALONE = """
+import sys
+from pathlib import Path
+from mfm.labelling.levels import LEVELS
+from mfm.labelling.run import label
+from mfm.labelling.store import LabelStore
+print(label(LabelStore(Path(sys.argv[1])), {LEVELS["dft_lite"].identifier: LEVELS["dft_lite"]}, 1, hours=1.0).seconds)
+"""
+
+
 @pytest.mark.slow
-def test_two_workers_are_nearly_twice_as_fast(tmp_path: Path) -> None:
-    """Needs two idle cores."""
-    seconds = {}
-    level = LEVELS_BY_NAME["dft_lite"]
+def test_two_workers_are_as_fast_as_two_runs(tmp_path: Path) -> None:
+    """Twice as fast as one on two cores; on two threads of one core no two processes are. Needs an idle machine."""
+    scales, seconds = np.linspace(0.95, 1.2, 60), {}
     for n_workers in (1, 2):
-        store = LabelStore(tmp_path / f"{n_workers}.sqlite")
-        store.add_level("dft_lite", level)
-        water = np.array([[0.0, 0, 0.12], [0, 0.76, -0.47], [0, -0.76, -0.47]])
-        structures = [Structure(np.array([8, 1, 1]), water * scale) for scale in np.linspace(0.95, 1.2, 60)]
-        store.enqueue([(Sample(s, "O", "x"), level.identifier) for s in structures])
-        seconds[n_workers] = label(store, {level.identifier: level}, n_workers, hours=1.0).seconds
-    print(f"two workers: {seconds[1] / seconds[2]:.2f} times one")
-    assert seconds[1] / seconds[2] >= 1.8
+        store = _water_store(tmp_path / f"{n_workers}.sqlite", scales)
+        levels = {LEVELS_BY_NAME["dft_lite"].identifier: LEVELS_BY_NAME["dft_lite"]}
+        seconds[n_workers] = label(store, levels, n_workers, hours=1.0).seconds
+    runs = []
+    for half in (0, 1):
+        path = tmp_path / f"half-{half}.sqlite"
+        _water_store(path, scales[half::2]).close()
+        runs.append(subprocess.Popen([sys.executable, "-c", ALONE, str(path)], stdout=subprocess.PIPE, text=True))
+    apart = max(float(run.communicate()[0]) for run in runs)
+    print(f"two workers: {seconds[1] / seconds[2]:.2f} times one; two runs beside each other: {seconds[1] / apart:.2f}")
+    assert seconds[1] / seconds[2] >= 0.9 * seconds[1] / apart

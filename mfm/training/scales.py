@@ -48,14 +48,14 @@ def label_scales(store: Store, tasks: Mapping[str, TaskConfig]) -> dict[str, flo
     """Task → root mean square component of its labels, in the property's unit; 1 if all are zero.
 
     Of electronic tasks and of the Hessian-vector products of energies. Per atom if the property grows with the number
-    of atoms, as errors of it count then. Dipoles and quadrupoles whose fidelity has charges are in units of what
-    independent charges of the labels' size would give, see :func:`_moment_of_charges`, if that is more.
+    of atoms, as errors of it count then. Dipoles and quadrupoles whose fidelity has charges are in larger units, see
+    :func:`_moment_size`.
     """
     found = {}
     products = [task_name("hessian_product", parse_task(name).fidelity) for name in tasks if name.startswith("energy_")]
     for name in (*electronic(tasks), *products):
         if store.coverage(name).any():
-            found[name] = max(_size(store, name), _moment_of_charges(store, name)) or 1.0
+            found[name] = _moment_size(store, name) or 1.0
     return found
 
 
@@ -68,8 +68,7 @@ def label_gaps(store: Store, tasks: Mapping[str, TaskConfig]) -> dict[str, float
         paired = store.subset(store.coverage(name) & store.coverage(task.anchor))
         if len(paired):
             base = _size(paired, task.anchor)
-            gap = max(_size(paired, name, task.anchor), _moment_of_charges(paired, name, task.anchor))
-            found[name] = max(gap, _SMALLEST_GAP * (base or 1.0))
+            found[name] = max(_moment_size(paired, name, task.anchor), _SMALLEST_GAP * (base or 1.0))
     return found
 
 
@@ -81,13 +80,21 @@ def _size(store: Store, task: str, base: str | None = None) -> float:
     return _rms(values if base is None else values - _targets(store, base))
 
 
+def _moment_size(store: Store, task: str, base: str | None = None) -> float:
+    """Size of labels; of moments the geometric mean of it and of what independent charges would give, if that is more.
+
+    A moment adds up what all charges are off, times their distances to its origin: a small share of each charge is a
+    large share of the moment of a large molecule, in which most cancels. In units of the moment itself its error stays
+    an order of magnitude above those of all else that is learned, and has training to itself: on dipeptides forces are
+    then a third worse, and charges by two thirds. In units of independent charges it is learned last, since what
+    charges are off is not independent: neighbours make up for each other.
+    """
+    size = _size(store, task, base)
+    return float(np.sqrt(size * max(size, _moment_of_charges(store, task, base))))
+
+
 def _moment_of_charges(store: Store, task: str, base: str | None = None) -> float:
     """Root mean square component of a moment of charges as large as the labels' and independent of each other.
-
-    A moment adds up what charges are off, times their distances to its origin, so that in a large molecule a small
-    share of each charge is a large share of the moment, of which most cancels. In units of the moment itself its error
-    stays an order of magnitude above those of all else that is learned, and training serves it alone: on dipeptides
-    forces are then a third worse.
 
     Returns
     -------

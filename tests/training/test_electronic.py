@@ -13,6 +13,7 @@ from mfm.checkpoint import load_model
 from mfm.config import validate
 from mfm.data import DatasetCard, Record, Store, open_dataset
 from mfm.data.dataset import GraphDataset
+from mfm.data.targets import label_target
 from mfm.evaluation.metrics import report_unit
 from mfm.evaluation.predict import predict_file
 from mfm.fidelity import LevelOfTheory
@@ -98,7 +99,7 @@ def without_charges(store: Store) -> Store:
     return Store.from_records(records, store.card)
 
 
-def test_moments_are_in_units_of_what_independent_charges_give() -> None:
+def test_units_of_moments_lie_between_labels_and_independent_charges() -> None:
     """Estimated by drawing such charges; the labels of these moments cancel to a tenth of theirs."""
     store = moments_times(polar_store(), 0.1)
     tasks = {name: TaskConfig() for name in ("charges_low", "dipole_low", "quadrupole_low")}
@@ -116,8 +117,14 @@ def test_moments_are_in_units_of_what_independent_charges_give() -> None:
         second = np.einsum("ki,ia,ib->kab", charges, vectors, vectors)
         quadrupoles.append(second - np.trace(second, axis1=1, axis2=2)[:, None, None] / 3 * np.eye(3))
     assert scales["charges_low"] == pytest.approx(size)
-    assert scales["dipole_low"] == pytest.approx(np.sqrt(np.mean(np.square(dipoles))), rel=0.02)
-    assert scales["quadrupole_low"] == pytest.approx(np.sqrt(np.mean(np.square(quadrupoles))), rel=0.02)
+    labels = np.sqrt(np.mean(label_target("dipole_low", store.values("dipole_low")) ** 2))
+    independent = np.sqrt(np.mean(np.square(dipoles)))
+    assert independent > 2 * labels
+    assert scales["dipole_low"] == pytest.approx(np.sqrt(labels * independent), rel=0.02)
+    labels = np.sqrt(np.mean(label_target("quadrupole_low", store.values("quadrupole_low")) ** 2))
+    independent = np.sqrt(np.mean(np.square(quadrupoles)))
+    assert independent > 2 * labels
+    assert scales["quadrupole_low"] == pytest.approx(np.sqrt(labels * independent), rel=0.02)
     # the gap of charges that are a tenth larger: a tenth of it
     high = [
         dataclasses.replace(

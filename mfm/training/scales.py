@@ -68,7 +68,7 @@ def label_gaps(store: Store, tasks: Mapping[str, TaskConfig]) -> dict[str, float
         paired = store.subset(store.coverage(name) & store.coverage(task.anchor))
         if len(paired):
             base = _size(paired, task.anchor)
-            found[name] = max(_moment_size(paired, name, task.anchor), _SMALLEST_GAP * (base or 1.0))
+            found[name] = max(_size(paired, name, task.anchor), _SMALLEST_GAP * (base or 1.0))
     return found
 
 
@@ -80,20 +80,21 @@ def _size(store: Store, task: str, base: str | None = None) -> float:
     return _rms(values if base is None else values - _targets(store, base))
 
 
-def _moment_size(store: Store, task: str, base: str | None = None) -> float:
+def _moment_size(store: Store, task: str) -> float:
     """Size of labels; of moments the geometric mean of it and of what independent charges would give, if that is more.
 
     A moment adds up what all charges are off, times their distances to its origin: a small share of each charge is a
     large share of the moment of a large molecule, in which most cancels. In units of the moment itself its error stays
     an order of magnitude above those of all else that is learned, and has training to itself: on dipeptides forces are
     then a third worse, and charges by two thirds. In units of independent charges it is learned last, since what
-    charges are off is not independent: neighbours make up for each other.
+    charges are off is not independent: neighbours make up for each other. Gaps have units of their own: two levels can
+    part the electrons among atoms in other ways and agree on the dipole.
     """
-    size = _size(store, task, base)
-    return float(np.sqrt(size * max(size, _moment_of_charges(store, task, base))))
+    size = _size(store, task)
+    return float(np.sqrt(size * max(size, _moment_of_charges(store, task))))
 
 
-def _moment_of_charges(store: Store, task: str, base: str | None = None) -> float:
+def _moment_of_charges(store: Store, task: str) -> float:
     """Root mean square component of a moment of charges as large as the labels' and independent of each other.
 
     Returns
@@ -101,23 +102,19 @@ def _moment_of_charges(store: Store, task: str, base: str | None = None) -> floa
     float
         In the unit of the moment; 0 for other properties and where no structure has such charges.
     """
-    order = _ORDERS.get(parse_task(task).property, 0)
-    charges = [task_name("charges", parse_task(name).fidelity) for name in (task, base) if name is not None]
-    both = np.all([store.coverage(name) for name in (task, *charges)], axis=0)
+    order, charges = _ORDERS.get(parse_task(task).property, 0), task_name("charges", parse_task(task).fidelity)
+    both = store.coverage(task) & store.coverage(charges)
     if not order or not both.any():
         return 0.0
     labelled = store.subset(both)
     rows = np.unique(np.linspace(0, len(labelled) - 1, min(len(labelled), _SAMPLED)).astype(int))
-    sums, differences = [], []
-    for record in (labelled[int(row)] for row in rows):
-        numbers, positions = record.structure.atomic_numbers, record.structure.positions
-        moments = positions - numbers @ positions / numbers.sum()
+    sums = []
+    for structure in (labelled[int(row)].structure for row in rows):
+        moments = structure.positions - structure.atomic_numbers @ structure.positions / structure.atomic_numbers.sum()
         if order == 2:
             moments = label_target(task, moments[:, :, None] * moments[:, None, :])
         sums.append(np.square(moments).sum(axis=0).mean())
-        values = [np.asarray(record.labels[name]) for name in charges]
-        differences.append(values[0] - sum(values[1:], np.zeros(len(numbers))))
-    return _rms(np.concatenate(differences)) * float(np.sqrt(np.mean(sums)))
+    return _rms(labelled.values(charges)) * float(np.sqrt(np.mean(sums)))
 
 
 def _density_size(store: Store, task: str, base: str | None) -> float:

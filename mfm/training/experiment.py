@@ -113,7 +113,7 @@ def run_model(
         "clock": {key: sum(stage["clock"][key] for stage in stages) for key in ("step", "seconds")},
         "commit": commit,
         "processor": processor(),
-        "device": stages[-1]["device"],
+        "device": stages[-1].get("device", ""),  # absent from stages of earlier versions
         "train_digest": stages[-1]["data"]["digest"],
         "test_digest": "" if test is None else test.digest,
     }

@@ -60,7 +60,7 @@ def test_transfer_study(tmp_path: Path) -> None:
     assert train.coverage("forces_dft").sum() > 1000
     assert test.coverage("energy_ccsdt").sum() == 42
     assert set(train.molecules).isdisjoint(test.molecules)
-    assert heavy_atoms(train).max() == 4
+    assert heavy_atoms(train).max() < 6
 
 
 def test_structures_out_of_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def main() -> int:
     """Time everything on each device and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--devices", nargs="+", default=["cpu", "cuda"], help="default: cpu cuda")
+    parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), default=["cpu", "cuda"])
     parser.add_argument("--largest", type=int, default=24, help="molecules of water along an edge of the largest cell")
     parser.add_argument("--slowest", type=float, default=10.0, help="s; larger systems are left out after such a call")
     options = parser.parse_args()

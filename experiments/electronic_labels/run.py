@@ -29,7 +29,7 @@ from mfm.training.experiment import (
     run_settings,
     summary,
     write_json,
-)  # fmt: skip
+)
 from mfm.units import BOHR
 
 HERE = Path(__file__).parent

@@ -29,7 +29,7 @@ from mfm.training.experiment import (
     run_model,
     run_settings,
     summary,
-)  # fmt: skip
+)
 from mfm.training.recipe import DataConfig
 
 HERE = Path(__file__).parent

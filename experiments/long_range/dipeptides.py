@@ -23,7 +23,7 @@ from mfm.training.experiment import (
     run_model,
     run_settings,
     summary,
-)  # fmt: skip
+)
 
 HERE = Path(__file__).parent
 BACKBONE = {"cutoff": 4.0}

@@ -50,15 +50,9 @@ def begin() -> None:
     torch.set_num_threads(1)
 
 
-def add_run_options(parser: argparse.ArgumentParser, device: str = "cpu") -> None:
-    """Where models are trained and whether MLflow is told, for :func:`run_settings`.
-
-    Parameters
-    ----------
-    device : str
-        Default.
-    """
-    parser.add_argument("--device", default=device, help=f"to train on: cpu, cuda, cuda:N or auto (default {device})")
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Where models are trained and whether MLflow is told, for :func:`run_settings`."""
+    parser.add_argument("--device", default="cpu", help="to train on: cpu (default), cuda, cuda:N or auto")
     parser.add_argument("--no-tracking", action="store_true", help="record nothing in MLflow")
 
 

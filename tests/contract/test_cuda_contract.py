@@ -1,7 +1,7 @@
 """A CUDA device gives what the CPU gives, for every model of the contract.
 
-Both compute in float64, in which only the order of sums differs: energies of order 1e4 eV agree to 1e-9 eV, everything
-else to 1e-9 of its unit or of its size. Without a device all of this is skipped.
+Both compute in float64, in which only the order of sums differs: everything agrees to 1e-9 of its unit or, if that is
+more, of its size, which for total energies is 1e-5 eV. Without a device all of this is skipped.
 """
 
 import copy

@@ -335,7 +335,7 @@ print(label(LabelStore(Path(sys.argv[1])), {LEVELS["dft_lite"].identifier: LEVEL
 
 @pytest.mark.slow
 def test_two_workers_are_as_fast_as_two_runs(tmp_path: Path) -> None:
-    """Twice as fast as one on two cores; on two threads of one core no two processes are. Needs an idle machine."""
+    """Which is twice as fast as one, where the cores of the machine are. Needs an idle one."""
     scales, seconds = np.linspace(0.95, 1.2, 60), {}
     for n_workers in (1, 2):
         store = _water_store(tmp_path / f"{n_workers}.sqlite", scales)
@@ -348,4 +348,4 @@ def test_two_workers_are_as_fast_as_two_runs(tmp_path: Path) -> None:
         runs.append(subprocess.Popen([sys.executable, "-c", ALONE, str(path)], stdout=subprocess.PIPE, text=True))
     apart = max(float(run.communicate()[0]) for run in runs)
     print(f"two workers: {seconds[1] / seconds[2]:.2f} times one; two runs beside each other: {seconds[1] / apart:.2f}")
-    assert seconds[1] / seconds[2] >= 0.9 * seconds[1] / apart
+    assert seconds[2] <= apart / 0.9

@@ -104,10 +104,8 @@ def test_units_of_moments_lie_between_labels_and_independent_charges() -> None:
     store = moments_times(polar_store(), 0.1)
     tasks = {name: TaskConfig() for name in ("charges_low", "dipole_low", "quadrupole_low")}
     scales = label_scales(store, tasks)
-    rng, size = (
-        np.random.default_rng(1),
-        np.sqrt(np.mean(np.concatenate([r.labels["charges_low"] for r in store]) ** 2)),
-    )
+    rng = np.random.default_rng(1)
+    size = np.sqrt(np.mean(np.concatenate([record.labels["charges_low"] for record in store]) ** 2))
     dipoles, quadrupoles = [], []
     for record in store:
         numbers, positions = record.structure.atomic_numbers, record.structure.positions

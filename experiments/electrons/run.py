@@ -1,14 +1,15 @@
 """Electrons of molecules that a model has not seen: charges, dipoles, quadrupoles, densities.
 
-Trains all of them with energies and forces: first GFN2-xTB's energies, charges and dipoles, then those of `dft`,
-anchored to them, with quadrupoles and densities where there are labels. Tells, for the test molecules, how far each is
-off beside what needs no training (mean charges of the elements, GFN2-xTB's own, free atoms), and how many cycles an SCF
-saves that starts from the density. One JSON file per seed.
+Trains all of them with energies and forces, where there are labels; on request GFN2-xTB's energies, charges and dipoles
+before, and those of `dft` anchored to them. Tells, for the test molecules, how far each is off beside what needs no
+training (mean charges of the elements, GFN2-xTB's own, free atoms), and how many cycles an SCF saves that starts from
+the density. One JSON file per seed.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", default="builtin:chno-mini", help="dataset with energies, forces, charges, dipoles")
     parser.add_argument("--densities", default="builtin:chno-mini-densities", help="dataset with their densities")
     parser.add_argument("--fidelity", default="dft")
-    parser.add_argument("--minutes", type=float, default=20.0, help="minutes per model, a third of them at xtb")
+    parser.add_argument("--minutes", type=float, default=20.0, help="minutes per model")
+    parser.add_argument("--xtb-share", type=float, default=0.0, metavar="SHARE", help="of them at xtb first")
     parser.add_argument("--structures", type=int, default=8, help="most in a batch; raise it on an accelerator")
     parser.add_argument("--scf", type=int, default=10, metavar="N", help="smallest test molecules to start an SCF for")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -83,15 +85,20 @@ def parse_arguments() -> argparse.Namespace:
 def recipe(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The run of one seed."""
     fidelity = options.fidelity
-    low = {f"{prop}_{LOW}": {} for prop in ("energy", *ANCHORED)}
-    high = {f"{prop}_{fidelity}": {"anchor": f"{prop}_{LOW}"} for prop in ("energy", *ANCHORED)}
-    high |= {f"{prop}_{fidelity}": {} for prop in ALONE}
+    anchored = ("energy", *ANCHORED)
+    low: dict[str, dict[str, Any]] = {f"{prop}_{LOW}": {} for prop in anchored} if options.xtb_share else {}
+    high: dict[str, dict[str, Any]] = {f"{prop}_{fidelity}": {} for prop in (*anchored, *ALONE)}
+    for name, base in zip(high, low, strict=False):
+        high[name]["anchor"] = base
     high[f"energy_{fidelity}"]["weight"] = 10
-    shares = {LOW: 1 / 3, "joint": 2 / 3}
-    length = {
-        name: {"max_steps": FAST_STEPS} if options.fast else {"max_minutes": options.minutes * share}
-        for name, share in shares.items()
-    }
+
+    def stage(name: str, tasks: Mapping[str, Any], share: float, **settings: float) -> dict[str, Any]:
+        length = {"max_steps": FAST_STEPS} if options.fast else {"max_minutes": options.minutes * share}
+        return {"name": name, "tasks": list(tasks), **length, **settings}
+
+    stages = [stage("joint", high, 1.0)]
+    if low:  # what was learned before is kept by a lower rate
+        stages = [stage(LOW, low, options.xtb_share), stage("joint", high, 1.0 - options.xtb_share, lr=1e-3)]
     return {
         "name": f"electrons-{seed}",
         "data": {
@@ -102,10 +109,7 @@ def recipe(seed: int, options: argparse.Namespace) -> dict[str, Any]:
         },
         "tasks": {**low, **high},
         "model": {"backbone": TINY_BACKBONE} if options.fast else {},
-        "stages": [
-            {"name": LOW, "tasks": list(low), **length[LOW]},
-            {"name": "joint", "tasks": list(high), "lr": 1e-3, **length["joint"]},
-        ],
+        "stages": stages,
         "batch": {"structures": options.structures, "atoms": 128 * options.structures},
         "seed": seed,
         "output": str(options.work / f"seed-{seed}"),
@@ -118,7 +122,9 @@ def run(seed: int, options: argparse.Namespace) -> bool:
     content, fidelity = recipe(seed, options), options.fidelity
 
     def describe(model: MFMModel) -> dict[str, Any]:
-        data = prepare_data(validate(DataConfig, content["data"]), list(content["tasks"]))
+        # what GFN2-xTB says stands beside the model whether it learned that or not
+        compared = [f"{prop}_{LOW}" for prop in ("energy", *ANCHORED)]
+        data = prepare_data(validate(DataConfig, content["data"]), [*compared, *content["tasks"]])
         assert data.test is not None
         trained, labelled = (part.subset(part.coverage(f"density_{fidelity}")) for part in (data.train, data.test))
         draw(model, labelled, fidelity, options.results / f"seed-{seed}")

@@ -9,10 +9,12 @@ from torch import Tensor
 from mfm.graph import AtomicGraph
 from mfm.properties import parse_task, task_name
 
-__all__ = ["DERIVATIVES", "derivatives_of", "differentiable", "forces_and_stress", "hessian_product"]
+__all__ = ["CHOSEN", "DERIVATIVES", "derivatives_of", "differentiable", "forces_and_stress", "hessian_product"]
 
 DERIVATIVES = ("forces", "stress", "hessian_product")
 """Properties that are derivatives of an energy."""
+CHOSEN = "derivative_level"
+"""Field of a graph, (n_structures,): number of the one level whose energy is differentiated, among the sorted ones."""
 
 
 def derivatives_of(
@@ -26,7 +28,9 @@ def derivatives_of(
         Of one forward pass.
     graph, strain
         As :func:`differentiable` returned them. A Hessian is multiplied with the graph's field ``probe_{fidelity}``;
-        where that is NaN, so that there is nothing to compare the product with, with zero.
+        where that is NaN, so that there is nothing to compare the product with, with zero. With a field
+        :data:`CHOSEN` each structure has the forces and the stress of one of the levels, whatever the name says: one
+        pass for all of them, for training that asks each structure for one.
     names : sequence of str
         Tasks whose property is one of :data:`DERIVATIVES`.
     training : bool
@@ -39,6 +43,12 @@ def derivatives_of(
     """
     outputs: dict[str, Tensor] = {}
     fidelities = sorted({parse_task(name).fidelity for name in names})
+    chosen = graph.get(CHOSEN)
+    if chosen is not None and len(fidelities) > 1:
+        energy = torch.stack([energies[f"energy_{fidelity}"] for fidelity in fidelities]).gather(0, chosen[None])[0]
+        forces, stress = forces_and_stress(energy, graph, strain, training, retain_graph=False)
+        both = {"forces": forces, "stress": stress}
+        return {name: value for name in names if (value := both[parse_task(name).property]) is not None}
     for position, fidelity in enumerate(fidelities):
         wanted = [name for name in names if parse_task(name).fidelity == fidelity]
         product = f"hessian_product_{fidelity}"

@@ -31,6 +31,7 @@ from mfm.training.callbacks import Interruption, StageCallback
 from mfm.training.cosines import GradientCosines
 from mfm.training.data import Graphs, RunData, StageBatches, stage_derivatives, stage_sampler
 from mfm.training.denoising import DEFAULT_NOISE, NoisyDataset, denoising_term, structures_to_denoise
+from mfm.training.drawn import DrawnLevels
 from mfm.training.ema import WeightAverage
 from mfm.training.module import Losses, StageModule, Targets, build_optimizer
 from mfm.training.ranks import ALONE, Ranks
@@ -92,6 +93,7 @@ def build_stage(
     work = collect(model, data, config, number, ranks)
     if stage.auxiliary_denoising is not None:
         work = _denoise_beside(work, model, stage, config.seed + 1000 * number, clock, ranks)
+    work = _draw_levels(work, config.seed + 1000 * number)
     if state is None:  # the model of a state has begun its stage
         begin_stage(model, stage)
     ranks.share_weights(model)
@@ -135,6 +137,8 @@ class _Work(NamedTuple):
     n_structures: int
     sampler: AtomBudgetBatchSampler
     losses: Losses
+    held: Sequence[str] = ()
+    """Fidelities that train along because others build on them."""
 
 
 def _learn(model: MFMModel, data: RunData, config: RunConfig, number: int, ranks: Ranks) -> _Work:
@@ -147,7 +151,9 @@ def _learn(model: MFMModel, data: RunData, config: RunConfig, number: int, ranks
     # another order in each stage
     sampler = stage_sampler(store, asked, config.batch, config.seed + 1000 * number, replayed, ranks)
     targets = Targets(tasks, derivatives, _residuals(model, tasks))
-    return _Work(targets, dataset, len(store), sampler, _losses(model, config.optimizer, store, derivatives, ranks))
+    losses = _losses(model, config.optimizer, store, derivatives, ranks)
+    held = [parse_task(task).fidelity for task in tasks if task not in asked]
+    return _Work(targets, dataset, len(store), sampler, losses, held)
 
 
 def _denoise(model: MFMModel, data: RunData, config: RunConfig, number: int, ranks: Ranks) -> _Work:
@@ -177,6 +183,17 @@ def _denoise_beside(work: _Work, model: MFMModel, stage: StageConfig, seed: int,
     how = Displacement(chosen.condition, chosen.share, chosen.atoms, chosen.noise)
     losses = AuxiliaryLoss(work.losses, chosen.weight, lambda: stage.budget.progress(clock), ranks.reduction)
     return work._replace(dataset=DisplacedDataset(work.dataset, model.cutoff, how, seed), losses=losses)
+
+
+def _draw_levels(work: _Work, seed: int) -> _Work:
+    """The work with forces of one level for each structure, if it has several levels with forces.
+
+    Not with Hessian-vector products, which are differences of the forces of their own level.
+    """
+    names = [parse_task(name) for name in work.targets.derivatives]
+    if len({name.fidelity for name in names}) < 2 or any(name.property == "hessian_product" for name in names):
+        return work
+    return work._replace(dataset=DrawnLevels(work.dataset, work.targets.derivatives, work.held, seed))
 
 
 def _material(

@@ -10,9 +10,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from mfm.config import validate
 from mfm.data import DatasetCard, Record, Store
 from mfm.fidelity import LevelOfTheory
 from mfm.structure import Structure
+from mfm.training.recipe import RunConfig
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "electrons"
 
@@ -85,6 +87,21 @@ def test_baselines_are_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     size = np.abs(quadrupole - np.trace(quadrupole) / 3 * np.eye(3)).mean() * 1e3
     assert found["quadrupole"] == {"element means": pytest.approx(size / 9), "xtb": pytest.approx(size / 2)}
     assert "density" not in found
+
+
+@pytest.mark.parametrize(("share", "lengths"), [("0", [6.0]), ("0.25", [1.5, 4.5])])
+def test_the_recipe_learns_the_cheap_level_first_if_it_is_asked_to(
+    monkeypatch: pytest.MonkeyPatch, share: str, lengths: list[float]
+) -> None:
+    script = module("run", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--minutes", "6", "--xtb-share", share])
+    content = script.recipe(0, script.parse_arguments())
+    config = validate(RunConfig, content)
+    assert [stage.max_minutes for stage in config.stages] == lengths
+    bases = {name: task.anchor for name, task in config.model.tasks.items() if name.endswith("_dft")}
+    anchored = {f"{prop}_dft" for prop in ("energy", "charges", "dipole")} if len(lengths) > 1 else set()
+    assert {name for name, base in bases.items() if base is not None} == anchored
+    assert set(config.stages[-1].tasks or ()) == bases.keys()
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="benchmark:h2co_multifidelity", help=f"dataset with {LOW} and {HIGH}")
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps of a model, those at B3LYP included")
-    parser.add_argument("--labels", type=int, nargs="+", default=[10, 25, 50, 100, 200], metavar="N")
+    parser.add_argument("--labels", type=int, nargs="+", default=[2, 5, 10, 25, 50, 100, 200], metavar="N")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--results", type=Path, default=HERE / "results")

@@ -45,7 +45,6 @@ class DrawnLevels:
         self._levels = sorted({parse_task(name).fidelity for name in derivatives})
         self._names = {level: [n for n in derivatives if parse_task(n).fidelity == level] for level in self._levels}
         self._held = frozenset(held)
-        self._chances: dict[int, np.ndarray] = {}
 
     def batch(self, items: Sequence[int], epoch: int) -> list[AtomicGraph]:
         """Graphs of some records as they are in an epoch."""
@@ -53,11 +52,11 @@ class DrawnLevels:
         return [self._graph(graph, item, epoch) for graph, item in zip(graphs, items, strict=True)]
 
     def _graph(self, clean: AtomicGraph, item: int, epoch: int) -> AtomicGraph:
-        if item not in self._chances:
-            self._chances[item] = np.cumsum(self._shares(clean))
         # the last number tells these draws from others that are made with the same seed
         drawn = np.random.default_rng((self._seed, epoch, item, 1)).random()
-        chosen = min(int(np.searchsorted(self._chances[item], drawn, side="right")), len(self._levels) - 1)
+        # of this epoch's graph and never kept: displaced structures have fewer forces in one epoch than in another
+        chances = np.cumsum(self._shares(clean))
+        chosen = min(int(np.searchsorted(chances, drawn, side="right")), len(self._levels) - 1)
         graph = copy.copy(clean)
         graph[CHOSEN] = torch.tensor([chosen])
         for number, level in enumerate(self._levels):

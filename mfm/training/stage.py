@@ -188,7 +188,7 @@ def _denoise_beside(work: _Work, model: MFMModel, stage: StageConfig, seed: int,
 def _draw_levels(work: _Work, seed: int) -> _Work:
     """The work with forces of one level for each structure, if it has several levels with forces.
 
-    Not with Hessian-vector products, which are differences of the forces of their own level.
+    Not with Hessian-vector products, which are derivatives of the forces of their own level.
     """
     names = [parse_task(name) for name in work.targets.derivatives]
     if len({name.fidelity for name in names}) < 2 or any(name.property == "hessian_product" for name in names):

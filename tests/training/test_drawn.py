@@ -12,7 +12,8 @@ from mfm.derivatives import CHOSEN
 from mfm.graph import AtomicGraph, Structure, build_graph, collate
 from mfm.heads import TaskConfig
 from mfm.losses import combine, loss_terms
-from mfm.model import build_model
+from mfm.model import NOISE, build_model
+from mfm.training.auxiliary import DisplacedDataset, Displacement
 from mfm.training.data import fit_domain
 from mfm.training.drawn import DrawnLevels
 from mfm.training.recipe import RunConfig
@@ -64,6 +65,23 @@ def test_levels_are_drawn_evenly_and_those_that_are_held_a_quarter_of_the_time(h
 
 def test_a_structure_with_forces_of_one_level_keeps_them():
     assert set(_levels(_drawn(), 1)) == set(_levels(_drawn(("low",)), 1)) == {"low"}
+
+
+def test_an_epoch_without_forces_changes_nothing_of_later_ones():
+    dataset = GraphDataset(_store(), CUTOFF, TASKS, REFERENCES, torch.float64)
+    # every atom of every other structure is displaced and has lost its forces, another structure in each epoch
+    how = Displacement("self", 0.5, 1.0, 0.1)
+    fresh = [DrawnLevels(DisplacedDataset(dataset, CUTOFF, how, 3), FORCES, (), 3) for _ in range(21)]
+    resumed, kept = fresh[:20], fresh[20]
+    n_lost = 0
+    for epoch, other in enumerate(resumed):
+        for graph, again in zip(kept.batch(range(8), epoch), other.batch(range(8), epoch), strict=True):
+            assert graph[CHOSEN].item() == again[CHOSEN].item()
+            n_lost += all(bool(torch.isnan(graph[name]).all()) for name in FORCES)
+        # the second has forces of `low` alone: it keeps them unless it is displaced
+        (graph,) = kept.batch([1], epoch)
+        assert torch.isfinite(graph["forces_low"]).all() or torch.isfinite(graph[NOISE]).all()
+    assert 40 < n_lost < 120
 
 
 def test_draws_are_the_same_after_a_resume_and_leave_the_dataset_as_it_was():

@@ -13,6 +13,7 @@ import torch
 
 from mfm import MFMCalculator
 from mfm.density.evaluator import MolecularDensity, density_at
+from mfm.derivatives import CHOSEN
 from mfm.graph import AtomicGraph, Structure, build_graph, collate
 from mfm.losses import combine, loss_terms
 from mfm.model import MFMModel
@@ -55,11 +56,14 @@ def test_energies_and_derivatives(model: MFMModel, molecule: Structure, crystal:
     assert_same(on_device(model).predict(on_device(batch), ENERGIES, wanted), model.predict(batch, ENERGIES, wanted))
 
 
-def test_gradients_of_the_loss(model: MFMModel, molecule: Structure, crystal: Structure) -> None:
+@pytest.mark.parametrize("drawn", [False, True], ids=["all", "drawn"])
+def test_gradients_of_the_loss(model: MFMModel, molecule: Structure, crystal: Structure, drawn: bool) -> None:
     gradients = []
     for where in (HERE, DEVICE):
         chosen = copy.deepcopy(model).to(where).train()
         batch = labelled_batch(model, [molecule, crystal]).to(where)
+        if drawn:
+            batch[CHOSEN] = torch.tensor([0, 1], device=where)
         outputs = chosen(batch, derivatives=FORCES)
         combine(loss_terms(outputs, batch, chosen.config.tasks, chosen.domain.scale)).backward()
         gradients.append({name: p.grad for name, p in chosen.named_parameters() if p.grad is not None})

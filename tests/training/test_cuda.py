@@ -8,11 +8,11 @@ import torch
 
 from mfm.checkpoint import load_model
 from mfm.config import validate
-from mfm.data import open_dataset
+from mfm.data import Record, Store, open_dataset
 from mfm.evaluation.evaluate import evaluate
 from mfm.training.recipe import RunConfig
 from mfm.training.run import TrainResult, train
-from tests.morse import recipe
+from tests.morse import morse, morse_store, recipe
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -55,6 +55,22 @@ def test_a_stopped_run_goes_on(trained: dict[str, TrainResult], morse_file: Path
     for name, value in whole.items():
         # the device may add in another order each time
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=2e-3)
+
+
+def test_forces_of_levels_in_turn(tmp_path: Path) -> None:
+    """Two levels with forces, of which each structure learns one at a time."""
+    store, records = morse_store(), []
+    for record in store:
+        structure, labels = record.structure, dict(record.labels)
+        if "energy_high" in labels:
+            labels["forces_high"] = morse(structure.atomic_numbers, structure.positions, "high")[1]
+        records.append(Record(structure, labels, record.molecule, record.origin))
+    file = tmp_path / "both.h5"
+    Store.from_records(records, store.card).write(file)
+    results = [train(run(file, tmp_path / device, device)) for device in ("cpu", "cuda")]
+    here, there = (load_model(result.checkpoint).state_dict() for result in results)
+    for name, value in here.items():
+        torch.testing.assert_close(there[name], value, rtol=0, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_long_range_charges_and_pretraining(morse_file: Path, tmp_path: Path) -> None:

@@ -201,9 +201,10 @@ def evaluable(model: MFMModel, store: Store, tasks: Sequence[str] | None = None)
                 f" got {unknown} as well; the model was not trained on them"
             )
     if not direct and not derivatives:
+        known = [task for task in store.labels if store.coverage(task).any()]
         raise ValueError(
-            f"the model predicts {', '.join(model.tasks)}, but `{store.card.name}` has labels of"
-            f" {', '.join(store.labels) or 'nothing'}; name the level of the file with `fidelity`"
+            f"the model predicts {', '.join(model.tasks)}, but the {len(store)} structures of `{store.card.name}` have"
+            f" labels of {', '.join(known) or 'nothing'}; name the level of the file with `fidelity`"
         )
     return direct, derivatives
 

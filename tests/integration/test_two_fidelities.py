@@ -81,7 +81,7 @@ def test_evaluation_does_not_depend_on_the_batches(trained, morse_file):
 
 def test_what_cannot_be_evaluated_is_named(trained, morse_file, tmp_path):
     model = load_model(trained.checkpoint)
-    with pytest.raises(ValueError, match="predicts energy_low, energy_high, but the .* structures of `morse` have"):
+    with pytest.raises(ValueError, match=r"predicts energy_low, energy_high, but the .* structures of `morse` have"):
         evaluate(model, open_dataset(morse_file), ["energy_other"])
     (tmp_path / "neon.xyz").write_text(
         '2\nProperties=species:S:1:pos:R:3 energy=-1.0 pbc="F F F"\nNe 0 0 0\nH 0 0 1\n', encoding="utf-8"

@@ -155,11 +155,9 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _device(name: str) -> str:
-    import torch
+    from mfm.device import choose_device
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
+    return str(choose_device(name))
 
 
 def _pairs(texts: Sequence[str] | None, option: str) -> dict[str, str] | None:

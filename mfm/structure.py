@@ -6,15 +6,18 @@ takes longer than most labels; vesin loads it too, and is therefore imported whe
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import ase
 import numpy as np
 from ase.data import chemical_symbols
 
-__all__ = ["Structure", "neighbour_list"]
+__all__ = ["Structure", "neighbour_list", "whole_number"]
 
 _MINIMUM_DISTANCE = 0.2
 """Å; closer atoms are a broken file, not chemistry (H2 at 60 eV above its minimum is 0.3 Å)."""
+_WHOLE = 1e-3
+"""How far from a whole number a charge may be: files round."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,14 +114,37 @@ class Structure:
             atoms.positions,
             atoms.cell.array,
             atoms.pbc,
-            charge=round(float(info.get("charge", 0))),
-            multiplicity=None if spin is None else int(spin),
+            charge=whole_number("charge", info.get("charge", 0)),
+            multiplicity=None if spin is None else whole_number("multiplicity", spin),
         )
 
     def to_ase(self) -> ase.Atoms:
         """As ASE atoms with `charge` and `spin` (2S + 1) in ``info``."""
         info = {"charge": self.charge, "spin": self.multiplicity}
         return ase.Atoms(self.atomic_numbers, self.positions, cell=self.cell, pbc=self.pbc, info=info)
+
+
+def whole_number(name: str, value: Any) -> int:
+    """A charge or a multiplicity out of a file, as an integer.
+
+    Raises
+    ------
+    ValueError
+        If it is no number, or not a whole one: a rounded charge is another molecule.
+
+    Examples
+    --------
+    >>> whole_number("charge", "-1.0")
+    -1
+    """
+    try:
+        number = float(value)
+        near = round(number)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"`{name}` must be a whole number, got {value!r}") from error
+    if abs(number - near) > _WHOLE:
+        raise ValueError(f"`{name}` must be a whole number, got {value!r}")
+    return near
 
 
 def _check_arrays(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray) -> None:

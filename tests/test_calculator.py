@@ -180,6 +180,19 @@ def test_gap_needs_no_second_forward(path: Path, monkeypatch: pytest.MonkeyPatch
     assert np.isfinite(atoms.calc.gap("ccsdt", "dft"))
 
 
+def test_a_gap_leaves_nothing_of_the_structure_before(path: Path) -> None:
+    first, second = ethanol(), ethanol()
+    second.positions[0] += 0.1
+    calculator = make(path)
+    calculator.get_forces(first)
+    gap = calculator.gap("ccsdt", "dft", second)
+    assert gap == pytest.approx(make(path).gap("ccsdt", "dft", second), abs=EXACT)
+    expected = make(path).get_forces(second)
+    assert np.abs(expected - calculator.get_forces(first)).max() > 1e-2
+    calculator.gap("ccsdt", "dft", second)
+    np.testing.assert_allclose(calculator.get_forces(second), expected, atol=EXACT)
+
+
 def test_fidelity_can_be_switched(path: Path) -> None:
     atoms = ethanol()
     atoms.calc = make(path)

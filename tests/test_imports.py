@@ -14,7 +14,7 @@ import mfm
 PACKAGE = Path(__file__).parents[1] / "mfm"
 
 LAYERS = [
-    {"units", "config", "allocator"},
+    {"units", "config", "allocator", "device"},
     {"properties", "fidelity"},
     {"structure"},
     {"graph"},

@@ -103,12 +103,17 @@ def predict_file(
     if not source.exists():
         raise ValueError(f"cannot read structures: `{source}` does not exist")
     try:
-        frames = ase.io.read(source, index=":")
+        frames = list(ase.io.iread(source, index=":"))
     except (ase.io.formats.UnknownFileTypeError, StopIteration, IndexError, KeyError) as error:
         raise ValueError(f"cannot read structures from `{source}`: {error or 'empty or truncated'}") from error
-    results = predict_structures(model, (Structure.from_ase(atoms) for atoms in frames), fidelities, forces)
+    if not frames:
+        raise ValueError(f"cannot read structures from `{source}`: there are none in it")
+    if target.suffix not in (".xyz", ".extxyz"):
+        raise ValueError(f"predictions are written as extended XYZ: name a file *.xyz or *.extxyz, got `{target}`")
+    results = predict_structures(model, _structures(model, frames, source, fidelities), fidelities, forces)
     for atoms, found in zip(frames, results, strict=True):
         atoms.calc = None
+        _forget_labels(atoms, model.fidelities)
         single = len(fidelities or model.fidelities) == 1
         for name, value in found.items():
             if _is_atomic(name):
@@ -121,3 +126,23 @@ def predict_file(
             atoms.calc = SinglePointCalculator(atoms, **{k: float(v) if v.ndim == 0 else v for k, v in known.items()})
     ase.io.write(target, frames, format="extxyz")
     return len(frames)
+
+
+def _structures(
+    model: MFMModel, frames: Sequence[ase.Atoms], source: Path, fidelities: Sequence[str] | None
+) -> Iterator[Structure]:
+    """Structures of the frames; what is refused is named with its frame."""
+    for number, atoms in enumerate(frames):
+        try:
+            structure = Structure.from_ase(atoms)
+            model.domain.check(structure, fidelities or ())
+        except ValueError as error:
+            raise ValueError(f"frame {number} of `{source.name}`: {error}; nothing was written") from error
+        yield structure
+
+
+def _forget_labels(atoms: ase.Atoms, fidelities: Sequence[str]) -> None:
+    """Take away labels under names that predictions have: a level may refuse a structure, and leave no value."""
+    for values in (atoms.info, atoms.arrays):
+        for name in [name for name in values if any(name == f"{p}_{f}" for p in PROPERTIES for f in fidelities)]:
+            del values[name]

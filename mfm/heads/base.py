@@ -8,6 +8,7 @@ quadrupole and the charges of one fidelity are those of the same electrons.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,13 +27,13 @@ class TaskConfig(Config):
     """Task of the same property that this one is added to: E = E_anchor + Δ with Δ zero at the start of training."""
     conditioned: str | None = None
     """Energies only: task whose head this one shares, with its own zero-initialised terms inside the backbone."""
-    weight: float = 1.0
+    weight: float = pydantic.Field(1.0, ge=0)
     """Weight of the squared error: of energies per atom, of other properties in units of the labels' size."""
-    forces_weight: float = 1.0
+    forces_weight: float = pydantic.Field(1.0, ge=0)
     """Energies only: weight of the squared force error where the fidelity has forces."""
-    stress_weight: float = 1.0
+    stress_weight: float = pydantic.Field(1.0, ge=0)
     """Energies only: weight of the squared stress error (times volume per atom) where the fidelity has stresses."""
-    hessian_weight: float = 1.0
+    hessian_weight: float = pydantic.Field(1.0, ge=0)
     """Energies only: weight of the squared error of Hessian-vector products, in units of their size, where the
     fidelity has them (:mod:`mfm.training.distillation`)."""
 

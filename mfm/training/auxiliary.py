@@ -72,7 +72,9 @@ class Conditioner(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """((L + 1)² − 1, n_atoms, n_in) → ((L + 1)² − 1, n_atoms, n_out)."""
-        made: Tensor = self.mix(features)
+        # likewise: what the last layer makes comes back into the first one and would feed its own growth. So it is at
+        # most of size one, in a form whose derivatives exist where there is nothing
+        made: Tensor = self.mix(features * torch.rsqrt(1.0 + features.square().sum(dim=0, keepdim=True)))
         return made
 
 

@@ -56,17 +56,16 @@ def _distill(options: argparse.Namespace, prepare: Callable[[argparse.Namespace]
     if options.out.exists() and not options.out.with_name(f"{options.out.name}.parts").exists():
         raise ValueError(f"`{options.out}` exists; remove it, or name another file with `--out`")
     prepare(options)
-    import torch
     from torch.utils.data import ConcatDataset
 
     from mfm.data import DatasetCard, Record, open_dataset
+    from mfm.device import choose_device
     from mfm.properties import task_name
     from mfm.training.distillation import Copies, Questions, open_teacher, write_distilled
 
     task_name("energy", options.name)
     stores = [open_dataset(source) for source in options.structures]
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = open_teacher(options.teacher, options.fidelity, device)
+    teacher = open_teacher(options.teacher, options.fidelity, str(choose_device(options.device)))
     card = DatasetCard(
         name=options.out.stem,
         description=f"Labels of {options.teacher}.",

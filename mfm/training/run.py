@@ -13,7 +13,8 @@ import yaml
 
 from mfm import tracking
 from mfm.checkpoint import save_checkpoint
-from mfm.evaluation.evaluate import Evaluation, evaluate
+from mfm.device import choose_device
+from mfm.evaluation.evaluate import Evaluation, evaluable, evaluate
 from mfm.evaluation.plots import plot_learning_curves
 from mfm.model import Domain, MFMModel, build_model
 from mfm.training.callbacks import Interruption
@@ -166,6 +167,7 @@ def _begin(
         model, origin = _restore(config, state), (state["parent"], state["inherited"])
     else:
         model, origin = _fresh_model(config, data, parent), (source, inherited)
+    _check_parts(model, data)
     model.to(_device(config.device, ranks))
     ranks.wait()  # every rank has looked for an earlier run before this one leaves a trace
     if state is None and ranks.writes:
@@ -187,6 +189,16 @@ def _fresh_model(config: RunConfig, data: RunData, parent: MFMModel | None) -> M
     model = build_model(config.model, domain, config.seed, dtype)
     start_from_ions(model, data.train)
     return model
+
+
+def _check_parts(model: MFMModel, data: RunData) -> None:
+    """Refuse what could not be evaluated in the end before anything is trained."""
+    for part, store in (("validation", data.valid), ("test", data.test)):
+        try:
+            if store is not None:
+                evaluable(model, store)
+        except ValueError as error:
+            raise ValueError(f"{part} part: {error}") from error
 
 
 def _restore(config: RunConfig, state: TrainingState) -> MFMModel:
@@ -220,19 +232,12 @@ def _check_same_run(state: TrainingState, config: RunConfig, data: RunData, fold
 
 
 def _device(name: str, ranks: Ranks) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     if ranks.size > 1 and name.startswith("cuda:"):
         raise ValueError(f"with several processes `device` must be auto, cpu or cuda, got `{name}`; each takes its own")
-    if ranks.size > 1 and name == "cuda":
+    device = choose_device(name)
+    if ranks.size > 1 and device.type == "cuda":
         # SLURM may show each process its own GPU only
         return torch.device("cuda", ranks.local_rank % max(torch.cuda.device_count(), 1))
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"`device` must be auto, cpu, cuda or cuda:NUMBER, got `{name}`") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"`device` must be auto, cpu, cuda or cuda:NUMBER, got `{name}`")
     return device
 
 

@@ -122,9 +122,22 @@ def test_label_missing_in_the_first_frame(tmp_path):
     np.testing.assert_array_equal(recognised.coverage("forces_ref"), [False, True])
 
 
+def test_energy_missing_in_the_first_frame(tmp_path):
+    first = FRAME.replace(" energy=-1.5", "").replace("dipole", "note")
+    store = open_dataset(write(tmp_path / "a.xyz", first + FRAME), units=UNITS)
+    np.testing.assert_array_equal(store.coverage("energy_ref"), [False, True])
+    np.testing.assert_array_equal(store.coverage("dipole_ref"), [False, True])
+    other = FRAME.replace("energy=", "REF_energy=")
+    with pytest.raises(ValueError, match=r"holds `energy`, `REF_energy`, each of which could be `energy`"):
+        open_dataset(write(tmp_path / "b.xyz", FRAME + other), units=UNITS)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        ("smiles=", "charge=0.4 smiles=", "frame 0 of `a.xyz`: `charge` must be a whole number, got 0.4"),
+        ("smiles=", "charge=one smiles=", "`charge` in frame 0 of `a.xyz`: must be numbers, got `one`"),
+        ("smiles=", "spin=1.9 smiles=", "frame 0 of `a.xyz`: `multiplicity` must be a whole number, got 1.9"),
         ("H 0 0 0.74 -0.1 0 0\n", "", "frame 0 of `a.xyz`: must have 2 atoms, got 1; the file is truncated"),
         ("-0.1 0 0\n", "-0.1 0\n", "must have 7 columns for each of 2 atoms .* got 13 words in all"),
         ("H 0 0 0.74", "Q 0 0 0.74", "frame 0 of `a.xyz`: species must be chemical symbols, got `Q`"),

@@ -110,6 +110,20 @@ def test_command_line_from_recipe_to_prediction(morse_file, tmp_path, capsys, mo
     assert len(frames) == 3
     assert frames[0].get_potential_energy() == pytest.approx(frames[0].info["energy_high"])
     assert frames[0].get_forces().shape == (3, 3)
+    # labels of the input under names of predictions are not passed off as such, nor is half a file written
+    labelled = open_dataset("morse.h5")[0].structure.to_ase()
+    labelled.info |= {"energy_low": -1.0, "REF_energy": -2.0}
+    ase.io.write("in.xyz", [labelled, ase.Atoms("Ne")], format="extxyz")
+    assert main(["predict", "out/model.mfm", "in.xyz", "again.xyz", "--fidelity", "high"]) == 2
+    assert "frame 1 of `in.xyz`: Ne holds Ne" in capsys.readouterr().err
+    assert not Path("again.xyz").exists()
+    ase.io.write("in.xyz", labelled, format="extxyz")
+    assert main(["predict", "out/model.mfm", "in.xyz", "again.xyz", "--fidelity", "high"]) == 0
+    info = ase.io.read("again.xyz").info
+    assert info["REF_energy"] == -2.0
+    assert "energy_low" not in info
+    assert main(["predict", "out/model.mfm", "in.xyz", "again.traj"]) == 2
+    assert "name a file *.xyz" in capsys.readouterr().err
     assert main(["compare", "morse", "joint"]) == 0
     assert "test/energy_low/mae_mev" in capsys.readouterr().out
     assert main(["ui", "--dry-run"]) == 0
@@ -126,6 +140,8 @@ def test_command_line_from_recipe_to_prediction(morse_file, tmp_path, capsys, mo
         (["eval", "missing.mfm", "x.xyz"], "missing.mfm"),
         (["eval", "missing.mfm", "x.xyz", "--keys", "energy"], "missing.mfm"),
         (["predict", "missing.mfm", "a", "b"], "missing.mfm"),
+        (["predict", "missing.mfm", "a", "b", "--device", "gpu"], "`device` must be auto, cpu, cuda or cuda:NUMBER"),
+        (["predict", "missing.mfm", "a", "b", "--device", "cuda:99"], "`device` `cuda:99` needs CUDA device 99"),
         (["ui", "--directory", "nothing"], "holds no runs yet"),
     ],
 )

@@ -119,6 +119,17 @@ def test_conditioning_is_exactly_nothing_at_inference(condition: str):
 
 
 @pytest.mark.parametrize("condition", ["forces", "self"])
+def test_what_is_told_does_not_grow_without_bound(condition: str):
+    """Products of three features turn what is large into infinities, and features that are told would feed themselves."""
+    made = _model(condition).get_submodule("conditioner")
+    told = torch.randn((5, 3) if condition == "forces" else (3, 5, made.mix.weight.shape[-2]), dtype=torch.float64)
+    tell = made.of_forces if condition == "forces" else made
+    once, much = tell(told).abs().max(), tell(1e6 * told).abs().max()
+    assert once > 0
+    assert much < 30 * once
+
+
+@pytest.mark.parametrize("condition", ["forces", "self"])
 def test_the_noise_turns_with_the_structure_and_what_is_told(condition: str):
     model = _model(condition)
     graph = collate(_displaced(condition).batch([8, 16], 0))

@@ -10,8 +10,9 @@ import torch
 
 from mfm.checkpoint import load_model, read_provenance
 from mfm.config import validate
-from mfm.data import open_dataset
+from mfm.data import Record, Store, open_dataset
 from mfm.data.references import residual_energies
+from mfm.graph import Structure
 from mfm.heads import TaskConfig
 from mfm.training.callbacks import Interruption
 from mfm.training.data import fit_domain, prepare_data
@@ -210,6 +211,18 @@ def test_tasks_without_labels_are_refused(morse_file, tmp_path):
         with pytest.raises(ValueError, match=f"`device` must be auto, cpu, cuda or cuda:NUMBER, got `{device}`"):
             train(_config(morse_file, tmp_path / "run", device=device))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_could_not_be_evaluated_in_the_end_is_refused_at_the_beginning(morse_file, tmp_path):
+    known = open_dataset(morse_file)
+    neon = Record(Structure(np.array([10, 1, 1]), np.eye(3)), known[0].labels)
+    Store.from_records([neon], known.card).write(tmp_path / "neon.h5")
+    data = {"train": str(morse_file), "test": str(tmp_path / "neon.h5"), "valid_fraction": 0}
+    with pytest.raises(ValueError, match=r"test part: elements with `energy_high` .* got \[10\] as well"):
+        train(_config(morse_file, tmp_path / "run", data=data))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="weight"):
+        _config(morse_file, tmp_path / "run", tasks={"energy_low": {"weight": -1.0}})
 
 
 def test_a_split_file_divides_the_data(morse_file, tmp_path):

@@ -67,6 +67,6 @@ def _records(path: Path, columns: list[Column], options: ReadOptions) -> Iterato
                     frame,
                     {task: values[i] for task, values in converted.items() if present(values[i])},
                     charge=float(charges[i]),
-                    multiplicity=None if spins is None else int(spins[i]),
+                    multiplicity=None if spins is None else float(spins[i]),
                     origin=options.origin,
                 )

@@ -108,7 +108,7 @@ def _records(path: Path, columns: list[Column], options: ReadOptions, length: st
                     cell=np.asarray(row.cell) * scale,
                     pbc=row.pbc,
                     charge=float(text.get("charge", 0) or 0),
-                    multiplicity=None if spin is None else int(spin),
+                    multiplicity=None if spin is None else float(spin),
                     molecule=next((str(text[key]) for key in molecule_keys if key in text), ""),
                     origin=str(text.get(options.keys.get("origin", ""), options.origin)),
                 )

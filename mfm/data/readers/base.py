@@ -20,8 +20,8 @@ import numpy as np
 from mfm.data.card import DatasetCard, property_of
 from mfm.data.records import Record
 from mfm.fidelity import LevelOfTheory
-from mfm.graph import Structure
 from mfm.properties import PROPERTIES, parse_task, task_name
+from mfm.structure import Structure, whole_number
 from mfm.units import conversion_factor
 
 __all__ = [
@@ -247,7 +247,7 @@ def make_record(  # noqa: PLR0913  (one argument per thing a file may say about 
     cell: np.ndarray | None = None,
     pbc: np.ndarray | Sequence[bool] = (False, False, False),
     charge: float = 0,
-    multiplicity: int | None = None,
+    multiplicity: float | None = None,
     molecule: str = "",
     origin: str = "",
 ) -> Record:
@@ -264,8 +264,8 @@ def make_record(  # noqa: PLR0913  (one argument per thing a file may say about 
             positions,
             np.zeros((3, 3)) if cell is None else cell,
             np.asarray(pbc, dtype=bool),
-            charge=round(float(charge)),
-            multiplicity=multiplicity,
+            charge=whole_number("charge", charge),
+            multiplicity=None if multiplicity is None else whole_number("multiplicity", multiplicity),
         )
         shaped = {task: shape_label(task, np.asarray(value), len(structure)) for task, value in labels.items()}
         return Record(structure, shaped, molecule=molecule, origin=origin)

@@ -35,6 +35,17 @@ _PAIR = re.compile(
 )
 
 
+class _Header(NamedTuple):
+    """What a frame says of itself, its rows not yet taken apart."""
+
+    where: str
+    info: dict[str, str]
+    properties: str
+    columns: dict[str, tuple[str, int, int]]
+    rows: list[str]
+    n_atoms: int
+
+
 class _Frame(NamedTuple):
     info: dict[str, str]
     columns: dict[str, tuple[str, int, int]]  # name -> (type, first, width)
@@ -68,20 +79,12 @@ def read(path: Path, options: ReadOptions) -> Source:
     ValueError
         If the file is empty or truncated, a frame cannot be parsed, or a key matches nothing.
     """
+    # of every frame: what the first one lacks is a label of the others all the same
     found: set[str] = set()
-    for frame in _frames(path):
-        found |= set(frame.info) | set(frame.columns)
-        if frame.columns.keys() - {"species", "pos", "Z"} and len(found) > 3:
-            break
+    for header in _headers(path):
+        found |= set(header.info) | set(header.columns)
     if not found:
         raise ValueError(f"`{path.name}` must hold at least one frame, got an empty file")
-    if options.label_keys:
-        # a label may be absent from the first frame, so look at all of them before saying that it matches nothing
-        wanted = {key.removeprefix("-") for key in options.label_keys.values()}
-        for frame in _frames(path):
-            if wanted <= found:
-                break
-            found |= set(frame.info) | set(frame.columns)
     found -= {"Lattice", "Properties", "pbc", "species", "pos", "Z"}
     columns = plan_labels(found, _KNOWN, options, path.name)
     return Source(_records(path, columns, options), single_level_card(path, columns, options, assumed_units=True))
@@ -107,8 +110,8 @@ def _records(path: Path, columns: list[Column], options: ReadOptions) -> Iterato
             labels,
             cell=cell,
             pbc=_periodicity(frame.info, where),
-            charge=float(frame.info.get("charge", 0)),
-            multiplicity=None if spin is None else round(float(spin)),
+            charge=_scalar(frame.info.get("charge", "0"), f"`charge` in {where}"),
+            multiplicity=None if spin is None else _scalar(spin, f"spin multiplicity in {where}"),
             molecule=next((frame.info[key].strip('"') for key in molecule_keys if key in frame.info), ""),
             origin=next((frame.info[key].strip('"') for key in origin_keys if key in frame.info), options.origin),
         )
@@ -142,6 +145,13 @@ def _vector(text: str, where: str) -> np.ndarray:
     return np.array(values[0] if len(values) == 1 else values)
 
 
+def _scalar(text: str, where: str) -> float:
+    value = _vector(text, where)
+    if value.ndim:
+        raise ValueError(f"{where}: must be one number, got `{text[:60]}`")
+    return float(value)
+
+
 def _periodicity(info: dict[str, str], where: str) -> list[bool]:
     if "pbc" not in info:
         return ["Lattice" in info] * 3
@@ -153,6 +163,19 @@ def _periodicity(info: dict[str, str], where: str) -> list[bool]:
 
 
 def _frames(path: Path) -> Iterator[_Frame]:
+    for header in _headers(path):
+        n_columns = sum(width for _, _, width in header.columns.values())
+        tokens = " ".join(header.rows).split()
+        if len(tokens) != header.n_atoms * n_columns:
+            raise ValueError(
+                f"{header.where}: must have {n_columns} columns for each of {header.n_atoms} atoms"
+                f" ({header.properties}), got {len(tokens)} words in all; the file is truncated or `Properties` is"
+                " wrong"
+            )
+        yield _Frame(header.info, header.columns, tokens, n_columns, header.n_atoms)
+
+
+def _headers(path: Path) -> Iterator[_Header]:
     layouts: dict[str, dict[str, tuple[str, int, int]]] = {}
     with open_text(path) as file:
         position = 0
@@ -171,15 +194,7 @@ def _frames(path: Path) -> Iterator[_Frame]:
             properties = info.get("Properties", "species:S:1:pos:R:3")
             if properties not in layouts:
                 layouts[properties] = _layout(properties, where)
-            columns = layouts[properties]
-            n_columns = sum(width for _, _, width in columns.values())
-            tokens = " ".join(rows).split()
-            if len(tokens) != n_atoms * n_columns:
-                raise ValueError(
-                    f"{where}: must have {n_columns} columns for each of {n_atoms} atoms ({properties}), got"
-                    f" {len(tokens)} words in all; the file is truncated or `Properties` is wrong"
-                )
-            yield _Frame(info, columns, tokens, n_columns, n_atoms)
+            yield _Header(where, info, properties, layouts[properties], rows, n_atoms)
             position += 1
 
 

@@ -118,6 +118,7 @@ def _train(options: argparse.Namespace) -> int:
 def _eval(options: argparse.Namespace) -> int:
     _prepare(options)
     from mfm.data.opening import open_dataset
+    from mfm.data.splits import held_out_rows
     from mfm.evaluation.evaluate import evaluate
     from mfm.tracking import open_model
 
@@ -129,6 +130,8 @@ def _eval(options: argparse.Namespace) -> int:
         keys=_pairs(options.keys, "--keys"),
         units=_pairs(options.units, "--units"),
     )
+    if options.held_out:
+        store = store.subset(held_out_rows(store))
     evaluation = evaluate(model, store, options.tasks)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -279,6 +282,9 @@ def _add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all errors, by element and molecule too")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write tables and a parity plot")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="labels to compare (default: all)")
+    parser.add_argument(
+        "--held-out", action="store_true", help="only molecules that the dataset's card keeps for tests, not training"
+    )
     parser.add_argument("--fidelity", help="level of theory of a foreign file that does not name it")
     parser.add_argument("--format", help="format of a foreign file (default: found from its content)")
     parser.add_argument("--keys", nargs="+", metavar="PROPERTY=KEY", help="keys in a foreign file: energy=E")

@@ -20,6 +20,7 @@ __all__ = [
     "by_molecule",
     "check_split",
     "first_n",
+    "held_out_rows",
     "leaks",
     "predefined",
     "random_frames",
@@ -32,6 +33,20 @@ Split = dict[str, np.ndarray]
 
 DEFAULT_FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
 """Share of the records in each part."""
+
+
+def held_out_rows(store: Store) -> np.ndarray:
+    """Positions of the records of molecules that the card keeps for tests.
+
+    Raises
+    ------
+    ValueError
+        If it keeps none.
+    """
+    rows = np.flatnonzero(np.isin(store.molecules, store.card.test_molecules))
+    if not len(rows):
+        raise ValueError(f"the card of `{store.card.name}` must hold out molecules, got none that are in it")
+    return rows
 
 
 def by_molecule(store: Store, fractions: Mapping[str, float] | None = None, seed: int = 0) -> Split:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mfm.data.dataset import GraphDataset
+from mfm.data.readers.base import UNSPECIFIED
 from mfm.data.store import Store
 from mfm.density.basis import merge_bases
 from mfm.density.whitening import orthonormal
@@ -19,6 +20,7 @@ from mfm.derivatives import DERIVATIVES
 from mfm.evaluation.densities import density_errors
 from mfm.evaluation.metrics import Prediction, errors, errors_by_element, errors_by_group, report_unit
 from mfm.evaluation.plots import plot_parity, thinned
+from mfm.fidelity import merge_levels
 from mfm.graph import AtomicGraph, collate
 from mfm.model import MFMModel
 from mfm.properties import PROPERTIES, parse_task
@@ -178,7 +180,8 @@ def evaluable(model: MFMModel, store: Store, tasks: Sequence[str] | None = None)
     Raises
     ------
     ValueError
-        If nothing can be compared, or the dataset has elements that the model does not know.
+        If nothing can be compared, a fidelity is another level of theory in the dataset than for the model, or the
+        dataset has elements that the model does not know.
     """
     direct, derivatives = [], []
     for task in store.labels:
@@ -193,6 +196,9 @@ def evaluable(model: MFMModel, store: Store, tasks: Sequence[str] | None = None)
             derivatives.append(task)
         else:
             continue
+        levels = [known.get(fidelity, UNSPECIFIED) for known in (model.domain.levels, store.card.levels)]
+        if UNSPECIFIED not in levels:
+            merge_levels({fidelity: levels[0]}, {fidelity: levels[1]}, f"`{store.card.name}`")  # refuses another level
         seen = model.domain.elements_of(fidelity)
         unknown = sorted(set(store.subset(np.flatnonzero(store.coverage(task))).elements) - seen)
         if unknown:

@@ -15,9 +15,10 @@ from mfm import MFMCalculator
 from mfm.checkpoint import load_model
 from mfm.cli import main
 from mfm.config import validate
-from mfm.data import open_dataset
+from mfm.data import Store, open_dataset
 from mfm.evaluation.evaluate import evaluate
 from mfm.evaluation.predict import predict_structures
+from mfm.fidelity import LevelOfTheory
 from mfm.training.history import History
 from mfm.training.recipe import RunConfig
 from mfm.training.run import TrainResult, train
@@ -83,6 +84,10 @@ def test_what_cannot_be_evaluated_is_named(trained, morse_file, tmp_path):
     model = load_model(trained.checkpoint)
     with pytest.raises(ValueError, match=r"predicts energy_low, energy_high, but the .* structures of `morse` have"):
         evaluate(model, open_dataset(morse_file), ["energy_other"])
+    store = open_dataset(morse_file)
+    other = store.card.replace(levels={**store.card.levels, "low": LevelOfTheory(method="Lennard-Jones")})
+    with pytest.raises(ValueError, match="must mean one level of theory, got `Morse-low` and, in `morse`, `Lennard"):
+        evaluate(model, Store.from_records(store, other))
     (tmp_path / "neon.xyz").write_text(
         '2\nProperties=species:S:1:pos:R:3 energy=-1.0 pbc="F F F"\nNe 0 0 0\nH 0 0 1\n', encoding="utf-8"
     )
@@ -104,6 +109,12 @@ def test_command_line_from_recipe_to_prediction(morse_file, tmp_path, capsys, mo
     printed = capsys.readouterr().out
     assert "| ketene |" in printed
     assert "| element |" in printed
+    assert main(["eval", "out/model.mfm", "morse.h5", "--held-out"]) == 2
+    assert "the card of `morse` must hold out molecules, got none" in capsys.readouterr().err
+    store = open_dataset("morse.h5")
+    Store.from_records(store, store.card.replace(test_molecules=("ketene",))).write(Path("held.h5"))
+    assert main(["eval", "out/model.mfm", "held.h5", "--held-out", "--json", "held.json"]) == 0
+    assert json.loads(Path("held.json").read_text())["metrics"]["energy_low"]["count"] == 4
     ase.io.write("in.xyz", [open_dataset("morse.h5")[i].structure.to_ase() for i in range(3)])
     assert main(["predict", "out/model.mfm", "in.xyz", "out.xyz", "--fidelity", "high"]) == 0
     frames = ase.io.read("out.xyz", index=":")

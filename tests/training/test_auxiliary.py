@@ -120,7 +120,7 @@ def test_conditioning_is_exactly_nothing_at_inference(condition: str):
 
 @pytest.mark.parametrize("condition", ["forces", "self"])
 def test_what_is_told_does_not_grow_without_bound(condition: str):
-    """Products of three features turn what is large into infinities, and features that are told would feed themselves."""
+    """Products of three features make infinities of what is large, and features that are told would feed themselves."""
     made = _model(condition).get_submodule("conditioner")
     told = torch.randn((5, 3) if condition == "forces" else (3, 5, made.mix.weight.shape[-2]), dtype=torch.float64)
     tell = made.of_forces if condition == "forces" else made

@@ -356,6 +356,14 @@ def test_ase_database_columns(tmp_path):
     np.testing.assert_allclose(store[3].labels["forces_dft"], F[3])
 
 
+def test_a_label_that_the_first_row_of_a_database_lacks(tmp_path):
+    with ase.db.connect(tmp_path / "a.db", type="db") as db:
+        db.write(ase.Atoms(Z, X[0]), data={"forces": F[0]})
+    store = open_dataset(database(tmp_path / "a.db"), fidelity="dft")
+    np.testing.assert_array_equal(store.coverage("energy_dft"), [False, True, True, True, True])
+    assert store.coverage("forces_dft").all()
+
+
 def test_schnetpack_layout(tmp_path):
     metadata = {
         "_property_unit_dict": {"energy": "Hartree", "forces": "Hartree/Ang"},

@@ -56,13 +56,14 @@ def read(path: Path, options: ReadOptions) -> Source:
     try:
         with ase.db.connect(path, type="db") as database:
             metadata = database.metadata
-            first = next(database.select(limit=1), None)
+            # of every row: what the first one lacks is a label of the others all the same
+            found = dict.fromkeys(key for row in database.select() for key in _values(row))
+            n_rows = len(database)
     except (sqlite3.DatabaseError, OSError) as error:
         raise ValueError(f"cannot read `{path.name}` as an ASE database, it may be truncated: {error}") from error
-    if first is None:
+    if not n_rows:
         raise ValueError(f"`{path.name}` must hold at least one row, got an empty database")
     stated = {f"data.{name}": unit for name, unit in metadata.get("_property_unit_dict", {}).items()}
-    found = _values(first).keys()
     units = {key: stated[key] for key in found if stated.get(key)}
     columns = plan_labels(found, _KNOWN, options, path.name, units)
     assumed = any(column.key not in units and column.key not in _CALCULATOR for column in columns)

@@ -79,6 +79,7 @@ def read(path: Path, options: ReadOptions) -> Source:
     ValueError
         If the file is empty or truncated, a frame cannot be parsed, or a key matches nothing.
     """
+    next(_frames(path), None)  # a table that is wrong is told from here, not from where it ends
     # of every frame: what the first one lacks is a label of the others all the same
     found: set[str] = set()
     for header in _headers(path):

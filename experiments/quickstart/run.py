@@ -155,7 +155,7 @@ Made
 Try next
   source .venv/bin/activate
   mfm ui                                                        # the run in a browser
-  mfm eval {model} builtin:chno-mini --by-element
+  mfm eval {model} builtin:chno-mini --held-out --by-molecule
   mfm train experiments/quickstart/run.yaml stages.1.max_minutes=60 --output runs/longer
   mfm train experiments/quickstart/run.yaml 'tasks.energy_{high}.anchor=' --output runs/independent
   open docs/index.md for concepts, conventions, your own data; or, in Python:

@@ -5,6 +5,7 @@ import ase.db
 import h5py
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from mfm.data import open_dataset
 from mfm.data.readers.spice import formal_charge
@@ -342,8 +343,6 @@ def database(path, metadata=None, data=True):
             if data:
                 db.write(atoms, data={"energy": E[i : i + 1], "forces": F[i]}, smiles="O", charge=0)
             else:
-                from ase.calculators.singlepoint import SinglePointCalculator
-
                 atoms.calc = SinglePointCalculator(atoms, energy=E[i], forces=F[i])
                 db.write(atoms)
     return path
@@ -390,9 +389,7 @@ def test_schnetpack_without_metadata(tmp_path, caplog):
 
 def test_ase_database_mistakes(tmp_path):
     path = database(tmp_path / "a.db")
-    with pytest.raises(
-        ValueError, match=r"key `data.energi` for `energy` matches nothing .*did you mean `data.energy`"
-    ):
+    with pytest.raises(ValueError, match=r"`data.energi` for `energy` matches nothing .*did you mean `data.energy`"):
         open_dataset(path, keys={"energy": "data.energi"})
     with pytest.raises(ValueError, match=r"`b.db` as an ASE database, it may be truncated|must hold at least one row"):
         open_dataset(truncated(tmp_path / "b.db", path))
